@@ -1,0 +1,22 @@
+//! The packet core of t2s: IP packets in, byte streams and datagrams out, and back.
+//!
+//! Pure by construction: no sockets, no clock, no environment, no ambient randomness. Callers pass `now` in and are
+//! told what to do; keys and limits arrive in [`config::Config`]. The arrows between modules run one way:
+//! `checksum, config, stats, time → wire, buf → fragment, reassembly, flow, timer, tcp, udp, icmp, dns, socks5 → stack`.
+
+pub mod buf;
+pub mod checksum;
+pub mod config;
+pub mod dns;
+pub mod flow;
+pub mod fragment;
+pub mod icmp;
+pub mod reassembly;
+pub mod socks5;
+pub mod stack;
+pub mod stats;
+pub mod tcp;
+pub mod time;
+pub mod timer;
+pub mod udp;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The operating-system shell of t2s and the load of its lab.
