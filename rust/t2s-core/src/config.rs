@@ -137,7 +137,7 @@ pub struct StreamLimits {
     pub flow_bytes: u32,
     /// Segments one flow may hold out of order.
     pub flow_segments: u16,
-    /// Payload bytes all flows of a worker may hold out of order.
+    /// Bytes of buffers that all flows of a worker may hold out of order.
     pub total_bytes: u64,
 }
 
@@ -163,6 +163,8 @@ pub struct UdpConfig {
     pub dns_idle_timeout: u64,
     /// Datagrams of one session that wait for its upstream.
     pub queue: u16,
+    /// Bytes of buffers that wait over all sessions of a worker.
+    pub queued_bytes: u64,
 }
 
 /// All settings of a stack.
@@ -210,7 +212,12 @@ impl Default for Config {
             mtu: 1500,
             offload: Offload::default(),
             tcp: TcpConfig::default(),
-            udp: UdpConfig { idle_timeout: 120 * SECONDS, dns_idle_timeout: 10 * SECONDS, queue: 64 },
+            udp: UdpConfig {
+                idle_timeout: 120 * SECONDS,
+                dns_idle_timeout: 10 * SECONDS,
+                queue: 64,
+                queued_bytes: 32 * 1024 * 1024,
+            },
             stream: StreamLimits { flow_bytes: 512 * 1024, flow_segments: 256, total_bytes: 16 * 1024 * 1024 },
             fragment: FragmentLimits { total_bytes: 4 * 1024 * 1024, datagrams: 256, fragments: 64, age: 30 * SECONDS },
             reassembly: ReassemblyMode::Bounded,
