@@ -1,1 +1,267 @@
-//! (in the making)
+//! A hierarchical timer wheel, one per worker: 1 ms ticks, everything O(1).
+//!
+//! Eight levels of 64 slots cover every tick that an [`Instant`] can name. A timer lies at the level of the highest
+//! 6-bit digit in which its tick differs from the wheel's; it moves to a lower level when the wheel reaches its slot, at
+//! most seven times in its life. Bitmaps of occupied slots let the wheel jump over hours without visiting ticks.
+//!
+//! Promises: a timer never fires before its deadline, and fires at the first call at or after the end of the deadline's
+//! tick; timers of one tick fire in the order in which they came to its slot; a handler that re-arms its timer for now
+//! gets the next tick, so expiring always ends. Memory is 32 bytes a timer at the peak number of timers, which the
+//! caller's own tables bound; slots of ended timers are used again.
+
+use crate::time::{Instant, MILLIS};
+
+/// Ticks of one level, as bits of the tick number.
+const BITS: u32 = 6;
+/// Slots of a level.
+const SLOTS: usize = 1 << BITS;
+/// Levels: 8 x 6 bits hold `u64::MAX` nanoseconds in milliseconds (45 bits).
+const LEVELS: usize = 8;
+/// The list of timers that are due, behind the slots of all levels.
+const DUE: usize = LEVELS * SLOTS;
+/// No timer.
+const NIL: u32 = u32::MAX;
+
+/// Names one timer until it fires or is cancelled; stale ones are recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerId {
+    index: u32,
+    generation: u32,
+}
+
+/// A timer, or a vacant place (then `list` is `VACANT`, and `next` leads to the next vacant one).
+#[derive(Clone, Copy)]
+struct Timer {
+    tick: u64,
+    token: u32,
+    generation: u32,
+    /// Neighbours in the circular list of the slot.
+    next: u32,
+    prev: u32,
+    list: u16,
+}
+
+/// `Timer::list` of a vacant place.
+const VACANT: u16 = u16::MAX;
+
+/// The wheel.
+pub struct Wheel {
+    /// The tick that the wheel has reached: every timer beyond `DUE` has a later one.
+    now: u64,
+    timers: Vec<Timer>,
+    vacant: u32,
+    armed: u32,
+    /// First timer of each slot's circular list.
+    heads: [u32; DUE + 1],
+    /// Occupied slots of each level, a bit each.
+    occupied: [u64; LEVELS],
+}
+
+impl Wheel {
+    /// An empty wheel at `now`.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            now: now.millis(),
+            timers: Vec::new(),
+            vacant: NIL,
+            armed: 0,
+            heads: [NIL; DUE + 1],
+            occupied: [0; LEVELS],
+        }
+    }
+
+    /// Timers that are armed.
+    pub fn len(&self) -> usize {
+        self.armed as usize
+    }
+
+    /// Whether no timer is armed.
+    pub fn is_empty(&self) -> bool {
+        self.armed == 0
+    }
+
+    /// Arms a timer that hands `token` back at `deadline`, rounded up to the tick; a deadline in the past fires with the
+    /// next tick.
+    ///
+    /// # Panics
+    /// With 2^32 - 1 timers armed (128 GiB of them).
+    pub fn insert(&mut self, token: u32, deadline: Instant) -> TimerId {
+        let tick = deadline.nanos().div_ceil(MILLIS).max(self.now + 1);
+        let index = if self.vacant == NIL {
+            let index = self.timers.len() as u32;
+            assert!(index != NIL, "a caller bounds its timers");
+            self.timers.push(Timer { tick, token, generation: 0, next: NIL, prev: NIL, list: VACANT });
+            index
+        } else {
+            let index = self.vacant;
+            let timer = &mut self.timers[index as usize];
+            self.vacant = timer.next;
+            timer.tick = tick;
+            timer.token = token;
+            index
+        };
+        self.armed += 1;
+        self.place(index, tick);
+        TimerId { index, generation: self.timers[index as usize].generation }
+    }
+
+    /// Disarms a timer; false when it has fired or was cancelled before.
+    pub fn cancel(&mut self, id: TimerId) -> bool {
+        let armed = self
+            .timers
+            .get(id.index as usize)
+            .is_some_and(|timer| timer.generation == id.generation && timer.list != VACANT);
+        if armed {
+            self.unlink(id.index);
+            self.release(id.index);
+        }
+        armed
+    }
+
+    /// When to look again: never later than the earliest deadline's tick, exact within 64 ms of the wheel's time and a
+    /// lower bound beyond. `None` when no timer is armed.
+    #[inline]
+    pub fn next(&self) -> Option<Instant> {
+        if self.armed == 0 {
+            return None;
+        }
+        if self.heads[DUE] != NIL {
+            return Some(Instant::from_millis(self.now));
+        }
+        self.next_slot().map(|(_, _, tick)| Instant::from_nanos(tick.saturating_mul(MILLIS)))
+    }
+
+    /// Takes one timer that is due at `now` and returns its token; call it until `None`.
+    ///
+    /// A timer cancelled between two calls does not fire.
+    #[inline]
+    pub fn pop_expired(&mut self, now: Instant) -> Option<u32> {
+        if self.heads[DUE] == NIL {
+            self.advance(now.millis());
+        }
+        let index = self.heads[DUE];
+        if index == NIL {
+            return None;
+        }
+        let token = self.timers[index as usize].token;
+        self.unlink(index);
+        self.release(index);
+        Some(token)
+    }
+
+    /// Hands every timer that is due at `now` to `fire`.
+    pub fn expire(&mut self, now: Instant, fire: &mut impl FnMut(u32)) {
+        while let Some(token) = self.pop_expired(now) {
+            fire(token);
+        }
+    }
+
+    /// The earliest occupied slot: level, slot and the tick at which it begins. Lower levels are always earlier.
+    fn next_slot(&self) -> Option<(usize, usize, u64)> {
+        let level = self.occupied.iter().position(|&slots| slots != 0)?;
+        // All slots of a level lie in the same turn as the wheel's time and after it, so the lowest bit is the next.
+        let slot = self.occupied[level].trailing_zeros() as usize;
+        let shift = BITS * level as u32;
+        let turn = self.now >> shift >> BITS << BITS;
+        Some((level, slot, (turn | slot as u64) << shift))
+    }
+
+    /// Moves the wheel until timers are due or `tick` is reached.
+    fn advance(&mut self, tick: u64) {
+        while self.heads[DUE] == NIL {
+            let Some((level, slot, begins)) = self.next_slot().filter(|&(_, _, begins)| begins <= tick) else {
+                self.now = self.now.max(tick);
+                return;
+            };
+            self.now = begins;
+            self.occupied[level] &= !(1 << slot);
+            let mut index = std::mem::replace(&mut self.heads[level * SLOTS + slot], NIL);
+            // The list is circular: cut it open at its end, then place each timer anew.
+            let last = self.timers[index as usize].prev;
+            self.timers[last as usize].next = NIL;
+            while index != NIL {
+                let Timer { next, tick, .. } = self.timers[index as usize];
+                self.place(index, tick);
+                index = next;
+            }
+        }
+    }
+
+    /// Links a timer where its tick belongs, seen from the wheel's time.
+    fn place(&mut self, index: u32, tick: u64) {
+        if tick <= self.now {
+            self.link(index, DUE);
+            return;
+        }
+        let digit = 63 - (tick ^ self.now).leading_zeros();
+        let level = (digit / BITS) as usize;
+        let slot = (tick >> (BITS * level as u32)) as usize & (SLOTS - 1);
+        self.occupied[level] |= 1 << slot;
+        self.link(index, level * SLOTS + slot);
+    }
+
+    /// Appends to a circular list.
+    fn link(&mut self, index: u32, list: usize) {
+        let head = self.heads[list];
+        let (next, prev) = if head == NIL {
+            self.heads[list] = index;
+            (index, index)
+        } else {
+            let last = std::mem::replace(&mut self.timers[head as usize].prev, index);
+            self.timers[last as usize].next = index;
+            (head, last)
+        };
+        let timer = &mut self.timers[index as usize];
+        timer.next = next;
+        timer.prev = prev;
+        timer.list = list as u16;
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Timer { next, prev, list, .. } = self.timers[index as usize];
+        let list = list as usize;
+        if next == index {
+            self.heads[list] = NIL;
+            if list < DUE {
+                self.occupied[list / SLOTS] &= !(1 << (list % SLOTS));
+            }
+            return;
+        }
+        self.timers[prev as usize].next = next;
+        self.timers[next as usize].prev = prev;
+        if self.heads[list] == index {
+            self.heads[list] = next;
+        }
+    }
+
+    fn release(&mut self, index: u32) {
+        let vacant = std::mem::replace(&mut self.vacant, index);
+        let timer = &mut self.timers[index as usize];
+        timer.generation = timer.generation.wrapping_add(1);
+        timer.list = VACANT;
+        timer.next = vacant;
+        self.armed -= 1;
+    }
+}
+
+impl std::fmt::Debug for Wheel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wheel").field("now_ms", &self.now).field("armed", &self.armed).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_fires_at_its_tick_and_once() {
+        let mut wheel = Wheel::new(Instant::from_millis(5));
+        wheel.insert(7, Instant::from_nanos(6 * MILLIS + 1));
+        assert_eq!(wheel.next(), Some(Instant::from_millis(7)));
+        assert_eq!(wheel.pop_expired(Instant::from_nanos(7 * MILLIS - 1)), None);
+        assert_eq!(wheel.pop_expired(Instant::from_millis(7)), Some(7));
+        assert_eq!(wheel.pop_expired(Instant::from_millis(7)), None);
+        assert_eq!(wheel.next(), None);
+    }
+}
