@@ -1,0 +1,15 @@
+//! The memory driver of the lab: an open-loop generator, an in-process device, and a simulated upstream around the same
+//! core that the tunnel runs.
+//!
+//! One pair of threads a worker: the generator sends packets on their due times through a ring (the device), the worker
+//! copies them into pooled buffers and drives the stack; what the stack sends goes back through a second ring. Nothing
+//! is shared between the two but those rings. Promises: same seed, same packets; a late packet keeps its due time;
+//! recording allocates nothing; after the drain nothing is live. Refuses to hide a generator that cannot keep up: such
+//! a run is marked invalid.
+
+pub mod clock;
+pub mod result;
+pub mod ring;
+pub mod rng;
+pub mod run;
+pub mod spec;
