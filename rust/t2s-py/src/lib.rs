@@ -1,7 +1,31 @@
 //! The Python face of t2s: exports, conversion and error mapping only.
+//!
+//! One file a class. Classes are frozen: what changes sits behind a lock of its own, so that every method takes `&self`
+//! and no borrow can fail at run time. Long calls release the interpreter lock. Each docstring example runs as a test,
+//! and `python/t2s/_core.pyi` says the same in types; `stubtest` compares the two.
+
+// PyO3 passes arguments by value and methods by `&self`, whatever a body needs.
+#![allow(clippy::needless_pass_by_value, clippy::unused_self)]
+
+mod bytes;
+mod checksum;
+mod errors;
+mod histogram;
 
 use pyo3::prelude::*;
 
 /// The compiled core of t2s.
-#[pymodule]
-mod _core {}
+#[pymodule(gil_used = true)]
+mod _core {
+    #[pymodule_export]
+    use crate::checksum::{checksum, checksum_kernels};
+    #[pymodule_export]
+    use crate::errors::{ConfigError, DecodeError, PacketError, PoolExhausted, T2sError, TableFull};
+    #[pymodule_export]
+    use crate::histogram::Histogram;
+
+    /// The version of the compiled core; the package has the same one.
+    #[pymodule_export]
+    #[allow(non_upper_case_globals)]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,53 @@
+"""t2s: a tun2socks with a Rust packet core, and the performance lab that measures that very core.
+
+The classes and functions here are the compiled core's own. What needs heavy libraries (the lab, with polars) is
+imported when it is first asked for, so that `import t2s` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from t2s._core import (
+    ConfigError,
+    DecodeError,
+    Histogram,
+    PacketError,
+    PoolExhausted,
+    T2sError,
+    TableFull,
+    __version__,
+    checksum,
+    checksum_kernels,
+)
+
+__all__ = [
+    "ConfigError",
+    "DecodeError",
+    "Histogram",
+    "PacketError",
+    "PoolExhausted",
+    "T2sError",
+    "TableFull",
+    "__version__",
+    "checksum",
+    "checksum_kernels",
+]
+
+# Name here -> module that has it: imported on first use.
+_LAZY: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was left out at start."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 't2s' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name all of the surface, imported or not."""
+    return sorted(__all__)

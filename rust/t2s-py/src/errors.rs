@@ -1,0 +1,39 @@
+//! The exception tree, and the one place where errors of the core become exceptions.
+//!
+//! Each error type of the core is matched in full, so that a new variant does not compile until it has its exception.
+
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use t2s_core::checksum::UnknownKernel;
+
+create_exception!(t2s, T2sError, PyException, "The root of all exceptions that t2s raises on its own account.");
+create_exception!(t2s, PacketError, T2sError, "Bytes that are not the packet they should be.");
+create_exception!(t2s, ConfigError, T2sError, "A setting that is unknown, impossible, or not of this machine.");
+create_exception!(t2s, DecodeError, T2sError, "A file or text that does not decode: a histogram, a capture, a result.");
+create_exception!(t2s, PoolExhausted, T2sError, "The pool is at its ceiling, or was asked for more than one buffer holds.");
+create_exception!(t2s, TableFull, T2sError, "A bounded table has no room for another entry.");
+
+/// An error of the core as the exception that stands for it.
+pub(crate) trait IntoPyErr {
+    /// The exception, its message the error's sentence.
+    fn into_py_err(self) -> PyErr;
+}
+
+/// `?` for results whose error has an exception.
+pub(crate) trait OrRaise<T> {
+    /// The value, or the exception.
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T, E: IntoPyErr> OrRaise<T> for Result<T, E> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(IntoPyErr::into_py_err)
+    }
+}
+
+impl IntoPyErr for UnknownKernel {
+    fn into_py_err(self) -> PyErr {
+        ConfigError::new_err(self.to_string())
+    }
+}
