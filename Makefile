@@ -78,7 +78,7 @@ fuzz:  ## fuzz Stack::handle_packet for FUZZ_SECONDS (wants a nightly Rust)
 
 docs: $(VENV)/tools build  ## the Python API in docs/html, the Rust API in target/doc
 	$(BIN)/pdoc t2s --output-directory docs/html
-	cargo doc --workspace --no-deps --locked
+	cargo doc --package t2s-core --package t2s-io --no-deps --locked
 
 wheel: $(VENV)/made  ## one wheel for all CPython >= 3.11, in dist/
 	$(BIN)/maturin build --release --locked --out dist

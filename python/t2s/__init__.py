@@ -7,7 +7,7 @@ imported when it is first asked for, so that `import t2s` stays light.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from t2s._core import (
     ConfigError,

@@ -4,6 +4,19 @@ from typing import Final, final
 
 from typing_extensions import Buffer
 
+__all__ = [
+    "ConfigError",
+    "DecodeError",
+    "Histogram",
+    "PacketError",
+    "PoolExhausted",
+    "T2sError",
+    "TableFull",
+    "__version__",
+    "checksum",
+    "checksum_kernels",
+]
+
 __version__: Final[str]
 
 class T2sError(Exception): ...
@@ -15,6 +28,7 @@ class TableFull(T2sError): ...
 
 def checksum(data: Buffer, kernel: str = "auto", *, initial: int = 0) -> int: ...
 def checksum_kernels() -> list[str]: ...
+
 @final
 class Histogram:
     def __new__(cls, highest: int = 3_600_000_000_000, digits: int = 3) -> Histogram: ...

@@ -6,11 +6,6 @@ use t2s_core::checksum::{Kernel, Sum};
 use crate::bytes::Lent;
 use crate::errors::OrRaise;
 
-/// A kernel by name, `auto` being the fastest that this CPU has.
-pub(crate) fn kernel_by_name(name: &str) -> PyResult<Kernel> {
-    if name == "auto" { Ok(Kernel::auto()) } else { Kernel::by_name(name).or_raise() }
-}
-
 /// Return the Internet checksum of `data` (RFC 1071), as the number to write big-endian into a header.
 ///
 /// `data` is anything with the buffer protocol, of any length; an odd last byte counts as the high half of a word.
@@ -27,7 +22,7 @@ pub(crate) fn kernel_by_name(name: &str) -> PyResult<Kernel> {
 #[pyfunction]
 #[pyo3(signature = (data, kernel = "auto", *, initial = 0))]
 pub(crate) fn checksum(py: Python<'_>, data: Lent, kernel: &str, initial: u16) -> PyResult<u16> {
-    let kernel = kernel_by_name(kernel)?;
+    let kernel = Kernel::by_name(kernel).or_raise()?;
     Ok(data.read(py, move |bytes| kernel.sum(bytes, Sum::ZERO.add_u16(initial)).finish()))
 }
 

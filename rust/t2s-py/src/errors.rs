@@ -11,7 +11,12 @@ create_exception!(t2s, T2sError, PyException, "The root of all exceptions that t
 create_exception!(t2s, PacketError, T2sError, "Bytes that are not the packet they should be.");
 create_exception!(t2s, ConfigError, T2sError, "A setting that is unknown, impossible, or not of this machine.");
 create_exception!(t2s, DecodeError, T2sError, "A file or text that does not decode: a histogram, a capture, a result.");
-create_exception!(t2s, PoolExhausted, T2sError, "The pool is at its ceiling, or was asked for more than one buffer holds.");
+create_exception!(
+    t2s,
+    PoolExhausted,
+    T2sError,
+    "The pool is at its ceiling, or was asked for more than one buffer holds."
+);
 create_exception!(t2s, TableFull, T2sError, "A bounded table has no room for another entry.");
 
 /// An error of the core as the exception that stands for it.

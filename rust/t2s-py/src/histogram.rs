@@ -9,12 +9,10 @@ use pyo3::prelude::*;
 
 use crate::errors::{ConfigError, DecodeError};
 
-/// One hour in nanoseconds: no latency of a lab run is longer.
-const HOUR: u64 = 3_600_000_000_000;
-
-/// HdrHistogram(highest=3_600_000_000_000, digits=3): counts of values, each kept to `digits` significant digits.
+/// Counts of values, each kept to `digits` significant digits (an HdrHistogram).
 ///
-/// Values are integers of one unit (the lab's are nanoseconds) from 1 to `highest`; larger ones count as `highest`.
+/// Values are integers of one unit (the lab's are nanoseconds) from 1 to `highest` (one hour in nanoseconds, unless
+/// told); larger ones count as `highest`.
 /// Histograms are merged, never averaged: percentiles of a merged one are those of all values together. The text form
 /// is the base64 of HdrHistogram's V2 encoding, which its other implementations read.
 ///
@@ -39,7 +37,7 @@ impl Histogram {
 #[pymethods]
 impl Histogram {
     #[new]
-    #[pyo3(signature = (highest = HOUR, digits = 3))]
+    #[pyo3(signature = (highest = 3_600_000_000_000, digits = 3))]
     fn new(highest: u64, digits: u8) -> PyResult<Self> {
         hdrhistogram::Histogram::new_with_bounds(1, highest, digits)
             .map(|histogram| Self(Mutex::new(histogram)))

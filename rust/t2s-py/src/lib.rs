@@ -6,6 +6,8 @@
 
 // PyO3 passes arguments by value and methods by `&self`, whatever a body needs.
 #![allow(clippy::needless_pass_by_value, clippy::unused_self)]
+// Comments on exported items are Python docstrings, with Python's quotes and names.
+#![allow(clippy::doc_markdown, clippy::doc_link_with_quotes)]
 
 mod bytes;
 mod checksum;
