@@ -1,4 +1,63 @@
 //! Every system call of this crate, and with them every `unsafe` block but those of the load's ring.
+//!
+//! Each function wraps one call: it takes typed arguments, turns the return value into an [`io::Result`], and a new
+//! descriptor into an [`OwnedFd`] on the same line, so that nothing above this module can leak or misuse one. Nothing
+//! here decides anything.
+#![allow(unsafe_code)]
 
+pub mod address;
+pub mod clock;
+pub mod datagram;
+pub mod epoll;
+pub mod event;
+pub mod memory;
 pub mod sched;
+pub mod socket;
 pub mod tsc;
+pub mod tun;
+
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+
+/// The result of a call that answers -1 on failure.
+fn check(answer: libc::c_int) -> io::Result<libc::c_int> {
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+}
+
+/// The same for a call that answers a number of bytes.
+fn check_len(answer: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// The same for a call that answers a new descriptor, which the caller owns from here on.
+fn check_fd(answer: libc::c_int) -> io::Result<OwnedFd> {
+    let fd: RawFd = check(answer)?;
+    // SAFETY: the kernel has just handed out this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Fills `bytes` from the kernel's random number generator.
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        // SAFETY: pointer and length describe `rest`, which is writable and outlives the call.
+        let answer = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match check_len(answer) {
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn random_fills_all() {
+        let mut bytes = [0_u8; 64];
+        super::random(&mut bytes).unwrap();
+        assert!(bytes.iter().any(|&b| b != 0));
+    }
+}
