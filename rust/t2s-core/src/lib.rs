@@ -11,6 +11,7 @@ pub mod dns;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
+mod order;
 pub mod reassembly;
 pub mod socks5;
 pub mod stack;

@@ -1,1 +1,459 @@
-//! (in the making)
+//! UDP sessions: one mapping a client address and port, whatever it speaks to (RFC 4787, REQ-1: endpoint-independent
+//! mapping; REQ-8: endpoint-independent filtering, since the session does not ask where a datagram comes from).
+//!
+//! Promises: lookup, refresh, expiry and eviction take constant time; a session that was closed is never reached by an
+//! old [`SessionId`]; datagrams leave a session in the order they came; with all queues at their working size nothing
+//! is allocated. At the cap the session that has been idle longest makes room for a new one. Only traffic from the
+//! client need refresh a mapping (REQ-6); replies may, and here do.
+//!
+//! Refuses: datagrams beyond a session's queue or beyond the bytes that all queues may hold
+//! ([`DropReason::UdpQueueFull`]), and any session when the cap is 0 ([`DropReason::FlowTableFull`]).
+//!
+//! This is a table, not a protocol: opening the upstream and sending is the caller's.
+
+use core::net::SocketAddr;
+
+use ahash::RandomState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::buf::{Buf, PoolCache};
+use crate::config::UdpConfig;
+use crate::order::Order;
+use crate::stats::DropReason;
+use crate::time::Instant;
+
+#[cfg(test)]
+mod tests;
+
+/// The port whose sessions may be short-lived (RFC 4787, REQ-5 b, with the IANA port of DNS).
+const DNS_PORT: u16 = 53;
+/// No entry: the end of a list.
+const NONE: u32 = u32::MAX;
+
+/// Names a session; stale after the session closed, and then refused everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionId {
+    index: u32,
+    generation: u32,
+}
+
+impl SessionId {
+    /// The id as one number, for callers that must pass it through a `u64` (event tokens).
+    pub const fn to_u64(self) -> u64 {
+        (self.generation as u64) << 32 | self.index as u64
+    }
+
+    /// The inverse of [`SessionId::to_u64`]; an invented number names no session, or one that is there.
+    pub const fn from_u64(token: u64) -> Self {
+        Self { index: token as u32, generation: (token >> 32) as u32 }
+    }
+}
+
+/// A session that ended.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// Its id, stale from now on.
+    pub id: SessionId,
+    /// Its client.
+    pub client: SocketAddr,
+    /// Datagrams that still waited and were freed.
+    pub dropped: u16,
+}
+
+/// What [`Sessions::open`] did.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The client's session.
+    pub id: SessionId,
+    /// Whether it is new (the caller then opens an upstream).
+    pub fresh: bool,
+    /// The session that had to go for it.
+    pub evicted: Option<Closed>,
+}
+
+/// What the table did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SessionStats {
+    /// Sessions opened.
+    pub opened: u64,
+    /// Sessions that made room for others at the cap.
+    pub evicted: u64,
+    /// Sessions that were idle too long.
+    pub expired: u64,
+    /// Datagrams queued.
+    pub queued: u64,
+    /// Datagrams refused.
+    pub refused: u64,
+    /// The most bytes of buffers that ever waited at once.
+    pub bytes_peak: u64,
+}
+
+/// Lists of sessions in order of last use; each has one timeout, so its first is the next to expire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// Only ever spoke to port 53.
+    Dns = 0,
+    /// All others.
+    Any = 1,
+}
+
+/// A queue through the waiting datagrams.
+#[derive(Clone, Copy, Debug)]
+struct Queue {
+    first: u32,
+    last: u32,
+    len: u16,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    /// `None`: the slot is free.
+    client: Option<SocketAddr>,
+    class: Class,
+    last_used: Instant,
+    queue: Queue,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// `None`: the place is free, and `next` links the free ones.
+    datagram: Option<(SocketAddr, Buf)>,
+    next: u32,
+}
+
+/// The UDP sessions of one worker.
+#[derive(Debug)]
+pub struct Sessions {
+    config: UdpConfig,
+    capacity: u32,
+    hasher: RandomState,
+    /// Client to slot; keys stand in the slots.
+    by_client: HashTable<u32>,
+    slots: Vec<Slot>,
+    free_slots: Vec<u32>,
+    /// In order of last use, indexed by [`Class`].
+    used: [Order; 2],
+    waiting: Vec<Waiting>,
+    free_waiting: u32,
+    bytes: u64,
+    stats: SessionStats,
+}
+
+impl Sessions {
+    /// A table of at most `capacity` sessions, hashed under `hash_key`. Memory grows with use up to the capacity.
+    pub fn new(config: UdpConfig, capacity: u32, hash_key: [u64; 4]) -> Self {
+        let [a, b, c, d] = hash_key;
+        Self {
+            config,
+            // The last index means "none".
+            capacity: capacity.min(NONE - 1),
+            hasher: RandomState::with_seeds(a, b, c, d),
+            by_client: HashTable::new(),
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            used: [Order::default(), Order::default()],
+            waiting: Vec::new(),
+            free_waiting: NONE,
+            bytes: 0,
+            stats: SessionStats::default(),
+        }
+    }
+
+    /// Sessions that are open.
+    pub fn len(&self) -> usize {
+        self.by_client.len()
+    }
+
+    /// Whether no session is open.
+    pub fn is_empty(&self) -> bool {
+        self.by_client.is_empty()
+    }
+
+    /// Bytes of buffers that wait over all sessions.
+    pub fn queued_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> SessionStats {
+        self.stats
+    }
+
+    /// The client of a session; `None` for a stale id.
+    pub fn client(&self, id: SessionId) -> Option<SocketAddr> {
+        self.slot(id)?.client
+    }
+
+    /// Datagrams that wait for the session's upstream; 0 for a stale id.
+    pub fn queued(&self, id: SessionId) -> u16 {
+        self.slot(id).map_or(0, |slot| slot.queue.len)
+    }
+
+    /// Every open session with its client and the time of its last use, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (SessionId, SocketAddr, Instant)> + '_ {
+        self.slots.iter().enumerate().filter_map(|(index, slot)| {
+            let id = SessionId { index: index as u32, generation: slot.generation };
+            slot.client.map(|client| (id, client, slot.last_used))
+        })
+    }
+
+    /// The session of a client, if it has one. Does not count as use.
+    #[inline]
+    pub fn lookup(&self, client: SocketAddr) -> Option<SessionId> {
+        let client = plain(client);
+        let index = *self.by_client.find(self.hasher.hash_one(client), |&index| self.is_client(index, client))?;
+        Some(SessionId { index, generation: self.slots.get(index as usize)?.generation })
+    }
+
+    /// The session of a client, opened if it has none; at the cap the session that was idle longest is closed for it.
+    ///
+    /// A new session starts as one that speaks to `target`'s port (which decides its timeout); nothing is queued yet.
+    pub fn open(
+        &mut self,
+        now: Instant,
+        client: SocketAddr,
+        target: SocketAddr,
+        pool: &mut PoolCache,
+    ) -> Result<Opened, DropReason> {
+        if let Some(id) = self.lookup(client) {
+            return Ok(Opened { id, fresh: false, evicted: None });
+        }
+        if self.capacity == 0 {
+            return Err(DropReason::FlowTableFull);
+        }
+        let mut evicted = None;
+        if self.by_client.len() >= self.capacity as usize
+            && let Some(id) = self.longest_idle()
+        {
+            self.stats.evicted += 1;
+            evicted = self.close(id, pool);
+        }
+        let client = plain(client);
+        let index = self.take_slot();
+        let class = if target.port() == DNS_PORT { Class::Dns } else { Class::Any };
+        let Some(slot) = self.slots.get_mut(index as usize) else { return Err(DropReason::FlowTableFull) };
+        slot.client = Some(client);
+        slot.class = class;
+        slot.last_used = now;
+        let id = SessionId { index, generation: slot.generation };
+        self.used[class as usize].push(index);
+        let (hasher, slots) = (&self.hasher, &self.slots);
+        let client_of = |index: &u32| slots.get(*index as usize).and_then(|slot| slot.client);
+        match self.by_client.entry(
+            hasher.hash_one(client),
+            |index| client_of(index) == Some(client),
+            |index| hasher.hash_one(client_of(index).unwrap_or(client)),
+        ) {
+            // Looked up above: it is vacant.
+            Entry::Occupied(mut entry) => *entry.get_mut() = index,
+            Entry::Vacant(entry) => drop(entry.insert(index)),
+        }
+        self.stats.opened += 1;
+        Ok(Opened { id, fresh: true, evicted })
+    }
+
+    /// Queues a datagram for the session's upstream, and counts as use. Refused: a stale id
+    /// ([`DropReason::UdpRefused`]), a full queue ([`DropReason::UdpQueueFull`]); the buffer comes back.
+    pub fn push(
+        &mut self,
+        now: Instant,
+        id: SessionId,
+        target: SocketAddr,
+        payload: Buf,
+    ) -> Result<(), (Buf, DropReason)> {
+        let footprint = payload.capacity() as u64;
+        let (limit, bytes) = (self.config.queue, self.bytes + footprint);
+        let Some(slot) = self.slot(id) else {
+            self.stats.refused += 1;
+            return Err((payload, DropReason::UdpRefused));
+        };
+        if slot.queue.len >= limit || bytes > self.config.queued_bytes {
+            self.stats.refused += 1;
+            return Err((payload, DropReason::UdpQueueFull));
+        }
+        let class = if target.port() == DNS_PORT { slot.class } else { Class::Any };
+        self.refresh(now, id.index, class);
+        let place = self.take_waiting(target, payload);
+        let Some(slot) = self.slots.get_mut(id.index as usize) else { return Ok(()) };
+        let last = core::mem::replace(&mut slot.queue.last, place);
+        slot.queue.len += 1;
+        if last == NONE {
+            slot.queue.first = place;
+        } else if let Some(last) = self.waiting.get_mut(last as usize) {
+            last.next = place;
+        }
+        self.bytes = bytes;
+        self.stats.queued += 1;
+        self.stats.bytes_peak = self.stats.bytes_peak.max(bytes);
+        Ok(())
+    }
+
+    /// Takes the datagram that has waited longest in a session, with the address that it goes to.
+    pub fn pop(&mut self, id: SessionId) -> Option<(SocketAddr, Buf)> {
+        self.slot(id)?;
+        let slot = self.slots.get_mut(id.index as usize)?;
+        let place = slot.queue.first;
+        let waiting = self.waiting.get_mut(place as usize)?;
+        let datagram = waiting.datagram.take()?;
+        slot.queue.first = core::mem::replace(&mut waiting.next, self.free_waiting);
+        self.free_waiting = place;
+        slot.queue.len -= 1;
+        if slot.queue.first == NONE {
+            slot.queue.last = NONE;
+        }
+        self.bytes -= datagram.1.capacity() as u64;
+        Some(datagram)
+    }
+
+    /// Puts a datagram back in front of a session's queue (the upstream was not ready for it). Not refused for a full
+    /// queue, since it just came from there; a stale id gives the buffer back.
+    pub fn unpop(&mut self, id: SessionId, target: SocketAddr, payload: Buf) -> Result<(), Buf> {
+        if self.slot(id).is_none() {
+            return Err(payload);
+        }
+        self.bytes += payload.capacity() as u64;
+        let place = self.take_waiting(target, payload);
+        if let (Some(slot), Some(waiting)) =
+            (self.slots.get_mut(id.index as usize), self.waiting.get_mut(place as usize))
+        {
+            waiting.next = core::mem::replace(&mut slot.queue.first, place);
+            if slot.queue.last == NONE {
+                slot.queue.last = place;
+            }
+            slot.queue.len = slot.queue.len.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Counts as use of a session (a reply went to its client); whether the session is there.
+    pub fn touch(&mut self, now: Instant, id: SessionId) -> bool {
+        let Some(class) = self.slot(id).map(|slot| slot.class) else { return false };
+        self.refresh(now, id.index, class);
+        true
+    }
+
+    /// Closes a session and frees what waits in it; `None` for a stale id.
+    pub fn close(&mut self, id: SessionId, pool: &mut PoolCache) -> Option<Closed> {
+        let (client, class) = self.slot(id).and_then(|slot| Some((slot.client?, slot.class)))?;
+        let mut dropped = 0;
+        while let Some((_, buf)) = self.pop(id) {
+            pool.free(buf);
+            dropped += 1;
+        }
+        self.used[class as usize].remove(id.index);
+        let hash = self.hasher.hash_one(client);
+        if let Ok(entry) = self.by_client.find_entry(hash, |&index| index == id.index) {
+            let _ = entry.remove();
+        }
+        let slot = self.slots.get_mut(id.index as usize)?;
+        slot.client = None;
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free_slots.push(id.index);
+        Some(Closed { id, client, dropped })
+    }
+
+    /// When the next session will have been idle too long.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let deadline = |class: Class| Some(self.head(class)?.1.plus(self.timeout(class)));
+        [Class::Dns, Class::Any].into_iter().filter_map(deadline).min()
+    }
+
+    /// Closes one session that has been idle too long; call until `None`.
+    pub fn expire(&mut self, now: Instant, pool: &mut PoolCache) -> Option<Closed> {
+        for class in [Class::Dns, Class::Any] {
+            if let Some((id, last_used)) = self.head(class)
+                && now >= last_used.plus(self.timeout(class))
+            {
+                self.stats.expired += 1;
+                return self.close(id, pool);
+            }
+        }
+        None
+    }
+
+    /// Closes any one session (at the end of the worker); call until `None`.
+    pub fn close_any(&mut self, pool: &mut PoolCache) -> Option<Closed> {
+        let id = self.longest_idle()?;
+        self.close(id, pool)
+    }
+
+    fn slot(&self, id: SessionId) -> Option<&Slot> {
+        self.slots.get(id.index as usize).filter(|slot| slot.generation == id.generation && slot.client.is_some())
+    }
+
+    fn is_client(&self, index: u32, client: SocketAddr) -> bool {
+        self.slots.get(index as usize).is_some_and(|slot| slot.client == Some(client))
+    }
+
+    fn timeout(&self, class: Class) -> u64 {
+        match class {
+            Class::Dns => self.config.dns_idle_timeout,
+            Class::Any => self.config.idle_timeout,
+        }
+    }
+
+    /// The least recently used session of a class, with the time of its last use.
+    fn head(&self, class: Class) -> Option<(SessionId, Instant)> {
+        let index = self.used[class as usize].first()?;
+        let slot = self.slots.get(index as usize)?;
+        Some((SessionId { index, generation: slot.generation }, slot.last_used))
+    }
+
+    fn longest_idle(&self) -> Option<SessionId> {
+        [Class::Dns, Class::Any]
+            .into_iter()
+            .filter_map(|class| self.head(class))
+            .min_by_key(|&(_, last_used)| last_used)
+            .map(|(id, _)| id)
+    }
+
+    /// Makes a session the most recently used one of a class.
+    #[inline]
+    fn refresh(&mut self, now: Instant, index: u32, class: Class) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        // A list is in order of last use only as long as time does not run backwards.
+        slot.last_used = slot.last_used.max(now);
+        if slot.class != class {
+            self.used[slot.class as usize].remove(index);
+            slot.class = class;
+        }
+        self.used[class as usize].push(index);
+    }
+
+    /// A free slot, the table's memory grown if there is none.
+    fn take_slot(&mut self) -> u32 {
+        if let Some(index) = self.free_slots.pop() {
+            return index;
+        }
+        self.slots.push(Slot {
+            generation: 0,
+            client: None,
+            class: Class::Any,
+            last_used: Instant::ZERO,
+            queue: Queue { first: NONE, last: NONE, len: 0 },
+        });
+        self.slots.len() as u32 - 1
+    }
+
+    /// A place for a datagram, the last of its queue.
+    fn take_waiting(&mut self, target: SocketAddr, payload: Buf) -> u32 {
+        let place = self.free_waiting;
+        if let Some(waiting) = self.waiting.get_mut(place as usize) {
+            self.free_waiting = core::mem::replace(&mut waiting.next, NONE);
+            waiting.datagram = Some((target, payload));
+            return place;
+        }
+        self.waiting.push(Waiting { datagram: Some((target, payload)), next: NONE });
+        self.waiting.len() as u32 - 1
+    }
+}
+
+/// An address without the parts that do not identify a client (IPv6 flow label and scope).
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
+}
