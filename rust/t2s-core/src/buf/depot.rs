@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::cache::{Counters, PoolCache};
-use super::memory::{Block, Slab, slab_bytes};
+use super::memory::{Block, Slab, slab_blocks, slab_bytes};
 use super::{CLASSES, PoolConfig, PoolExhausted, PoolStats};
 
 /// An array of free blocks of one class.
@@ -278,7 +278,7 @@ impl Shared {
     fn grow(self: &Arc<Self>, class: usize) -> Result<MutexGuard<'_, Shelf>, PoolExhausted> {
         let bytes = slab_bytes(class);
         if !self.reserve(bytes) {
-            (0..CLASSES.len()).filter(|&other| other != class).for_each(|other| self.reap(other, usize::MAX));
+            (0..CLASSES.len()).filter(|&other| other != class).for_each(|other| self.make_room(other));
             if !self.reserve(bytes) {
                 return Err(self.refuse());
             }
@@ -311,6 +311,14 @@ impl Shared {
             self.heap_peak.fetch_max(before + bytes, Ordering::Relaxed);
         }
         grown.is_ok()
+    }
+
+    /// Gives up what a class holds idle, if that can free a slab: a refusal at the ceiling must stay cheap.
+    fn make_room(&self, class: usize) {
+        let magazines = self.lock(class).full.len();
+        if magazines * self.size(class) >= slab_blocks(class) {
+            self.reap(class, magazines);
+        }
     }
 
     /// Takes up to `magazines` apart, a few under each lock, and unmaps the slabs that are idle then.

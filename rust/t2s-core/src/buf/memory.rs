@@ -49,19 +49,38 @@ pub struct HeapMemory;
 /// The [`HeapMemory`] that is the default of a pool.
 pub static HEAP: HeapMemory = HeapMemory;
 
-// SAFETY: `alloc_zeroed` with this layout gives zeroed, exclusive memory of the size and alignment asked for.
+impl HeapMemory {
+    /// What is asked of the allocator for a mapping: an alignment beyond the allocator's own would make it clear the
+    /// memory by hand, and so touch every page. A page more lets the start be rounded up, another one holds, behind the
+    /// mapping, the address to free.
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes.checked_add(2 * MAP_ALIGN)?, align_of::<*mut u8>()).ok()
+    }
+}
+
+// SAFETY: the memory is zeroed, exclusive until it is freed, and `start` is aligned with `bytes` behind it: rounding up
+// skips less than one `MAP_ALIGN` of the two that `layout` adds.
 unsafe impl Memory for HeapMemory {
     fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
-        let layout = Layout::from_size_align(bytes, MAP_ALIGN).ok().filter(|layout| layout.size() > 0)?;
+        let layout = Self::layout(bytes)?;
         // SAFETY: the layout's size is not zero.
-        NonNull::new(unsafe { alloc_zeroed(layout) })
+        let raw = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let skip = raw.addr().get().next_multiple_of(MAP_ALIGN) - raw.addr().get();
+        // SAFETY: `skip < MAP_ALIGN`, within the allocation.
+        let start = unsafe { raw.add(skip) };
+        // SAFETY: `skip + bytes` and a pointer behind it lie within the allocation, aligned as `bytes` is a multiple of
+        // `MAP_ALIGN` (by contract).
+        unsafe { start.add(bytes).cast::<NonNull<u8>>().write(raw) };
+        Some(start)
     }
 
     unsafe fn unmap(&self, start: NonNull<u8>, bytes: usize) {
-        if let Ok(layout) = Layout::from_size_align(bytes, MAP_ALIGN) {
-            // SAFETY: the caller passes a mapping of `map`, which used the same layout.
-            unsafe { dealloc(start.as_ptr(), layout) }
-        }
+        let Some(layout) = Self::layout(bytes) else { return };
+        // SAFETY: the caller passes a mapping of `map`, which wrote the allocation's address there; users of the mapping
+        // have no access to it.
+        let raw = unsafe { start.add(bytes).cast::<NonNull<u8>>().read() };
+        // SAFETY: allocated by `map` with the same layout; nobody uses it any more.
+        unsafe { dealloc(raw.as_ptr(), layout) }
     }
 }
 
