@@ -10,9 +10,14 @@ import importlib
 from typing import Any
 
 from t2s._core import (
+    Buffer,
     ConfigError,
     DecodeError,
+    FlowMap,
     Histogram,
+    Lab,
+    LabError,
+    MemoryPool,
     PacketError,
     PoolExhausted,
     T2sError,
@@ -23,9 +28,14 @@ from t2s._core import (
 )
 
 __all__ = [
+    "Buffer",
     "ConfigError",
     "DecodeError",
+    "FlowMap",
     "Histogram",
+    "Lab",
+    "LabError",
+    "MemoryPool",
     "PacketError",
     "PoolExhausted",
     "T2sError",

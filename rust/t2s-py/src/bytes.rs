@@ -44,6 +44,11 @@ impl Lent {
         if self.immutable && bytes.len() >= RELEASE_FROM { py.detach(|| read(bytes)) } else { read(bytes) }
     }
 
+    /// Copies the bytes to `target`, which must be as long as they are (`BufferError`).
+    pub(crate) fn copy_to(&self, py: Python<'_>, target: &mut [u8]) -> PyResult<()> {
+        self.buffer.copy_to_slice(py, target)
+    }
+
     /// The bytes, for as long as the interpreter lock is held, or for ever when they are immutable.
     fn slice<'a>(&'a self, _py: Python<'a>) -> &'a [u8] {
         match self.buffer.as_slice_ptr() {

@@ -6,8 +6,10 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use t2s_core::checksum::UnknownKernel;
+use t2s_io::load::run::LabError as CoreLabError;
 
 create_exception!(t2s, T2sError, PyException, "The root of all exceptions that t2s raises on its own account.");
+create_exception!(t2s, LabError, T2sError, "A phase of the lab that did not run, or has no result (yet).");
 create_exception!(t2s, PacketError, T2sError, "Bytes that are not the packet they should be.");
 create_exception!(t2s, ConfigError, T2sError, "A setting that is unknown, impossible, or not of this machine.");
 create_exception!(t2s, DecodeError, T2sError, "A file or text that does not decode: a histogram, a capture, a result.");
@@ -40,5 +42,27 @@ impl<T, E: IntoPyErr> OrRaise<T> for Result<T, E> {
 impl IntoPyErr for UnknownKernel {
     fn into_py_err(self) -> PyErr {
         ConfigError::new_err(self.to_string())
+    }
+}
+
+impl IntoPyErr for t2s_core::buf::PoolExhausted {
+    fn into_py_err(self) -> PyErr {
+        PoolExhausted::new_err(self.to_string())
+    }
+}
+
+impl IntoPyErr for t2s_core::flow::TableFull {
+    fn into_py_err(self) -> PyErr {
+        TableFull::new_err(self.to_string())
+    }
+}
+
+impl IntoPyErr for CoreLabError {
+    fn into_py_err(self) -> PyErr {
+        let text = self.to_string();
+        match self {
+            Self::Spec(_) => ConfigError::new_err(text),
+            Self::AlreadyStarted | Self::NotDone | Self::Thread(_) | Self::Panicked(_) => LabError::new_err(text),
+        }
     }
 }

@@ -12,7 +12,10 @@
 mod bytes;
 mod checksum;
 mod errors;
+mod flow_map;
 mod histogram;
+mod lab;
+mod pool;
 
 use pyo3::prelude::*;
 
@@ -22,9 +25,15 @@ mod _core {
     #[pymodule_export]
     use crate::checksum::{checksum, checksum_kernels};
     #[pymodule_export]
-    use crate::errors::{ConfigError, DecodeError, PacketError, PoolExhausted, T2sError, TableFull};
+    use crate::errors::{ConfigError, DecodeError, LabError, PacketError, PoolExhausted, T2sError, TableFull};
+    #[pymodule_export]
+    use crate::flow_map::FlowMap;
     #[pymodule_export]
     use crate::histogram::Histogram;
+    #[pymodule_export]
+    use crate::lab::Lab;
+    #[pymodule_export]
+    use crate::pool::{Buffer, MemoryPool};
 
     /// The version of the compiled core; the package has the same one.
     #[pymodule_export]

@@ -1,0 +1,254 @@
+//! `MemoryPool` and the `Buffer` it hands out, whose memory Python reads and writes where it lies.
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use t2s_core::buf::{Buf, CLASSES, HEAP, Pool, PoolCache, PoolConfig};
+use t2s_io::sys::sched::monotonic_ns;
+
+use crate::bytes::Lent;
+use crate::errors::OrRaise;
+
+/// A pool and one cache of it, for all threads that call through Python.
+pub(crate) struct SharedPool {
+    pool: Pool,
+    cache: Mutex<PoolCache>,
+}
+
+impl SharedPool {
+    /// A pool with slabs of the heap and a ceiling in bytes.
+    pub(crate) fn new(ceiling_bytes: usize, cache: u16) -> Self {
+        let pool = Pool::new(PoolConfig { ceiling_bytes, cache, memory: &HEAP, clock: monotonic_ns });
+        let cache = Mutex::new(pool.cache());
+        Self { pool, cache }
+    }
+
+    /// The cache, for one operation.
+    pub(crate) fn cache(&self) -> MutexGuard<'_, PoolCache> {
+        // The cache's own methods do not panic half-way, so a panic elsewhere takes nothing from it.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pool's counters as a dict.
+    pub(crate) fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.pool.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("alloc", stats.alloc)?;
+        dict.set_item("free", stats.free)?;
+        dict.set_item("pool_miss", stats.pool_miss)?;
+        dict.set_item("refused", stats.refused)?;
+        dict.set_item("bytes_heap", stats.bytes_heap)?;
+        dict.set_item("bytes_heap_peak", stats.bytes_heap_peak)?;
+        dict.set_item("bytes_live", stats.bytes_live)?;
+        dict.set_item("buffers_live", stats.buffers_live)?;
+        dict.set_item("lock_wait_ns", stats.lock_wait_ns)?;
+        dict.set_item("depot_exchanges", stats.depot_exchanges)?;
+        Ok(dict)
+    }
+}
+
+/// Size-classed buffers below a hard ceiling, with a cache of `cache` buffers a class in front of a shared depot.
+///
+/// `ceiling_bytes` bounds the heap, slabs of free buffers included. `cache=0` makes each operation take the depot's
+/// lock. All methods may be called from any thread.
+///
+/// >>> from t2s import MemoryPool
+/// >>> pool = MemoryPool(ceiling_bytes=1 << 20)
+/// >>> buffer = pool.alloc(1500)
+/// >>> len(buffer), buffer.capacity, pool.stats()["bytes_live"]
+/// (1500, 2048, 2048)
+/// >>> memoryview(buffer)[:5] = b"hello"
+/// >>> bytes(buffer)[:5]
+/// b'hello'
+/// >>> buffer.free()
+/// >>> pool.stats()["bytes_live"]
+/// 0
+#[pyclass(frozen, module = "t2s")]
+pub(crate) struct MemoryPool(Arc<SharedPool>);
+
+#[pymethods]
+impl MemoryPool {
+    #[new]
+    #[pyo3(signature = (ceiling_bytes = 536_870_912, cache = 64))]
+    fn new(ceiling_bytes: usize, cache: u16) -> Self {
+        Self(Arc::new(SharedPool::new(ceiling_bytes, cache)))
+    }
+
+    /// Return a buffer of `size` bytes, with `headroom` bytes in front that `Buffer.prepend` can take.
+    ///
+    /// Its bytes are zero, or what an earlier user left. Raises `PoolExhausted` at the ceiling, or when size and
+    /// headroom together exceed the largest class.
+    #[pyo3(signature = (size, headroom = 0))]
+    fn alloc(&self, size: usize, headroom: usize) -> PyResult<Buffer> {
+        let mut buf = self.0.cache().alloc(size.saturating_add(headroom), headroom).or_raise()?;
+        if !buf.set_len(size) {
+            return Err(t2s_core::buf::PoolExhausted).or_raise();
+        }
+        Ok(Buffer::new(buf, &self.0))
+    }
+
+    /// Return a buffer that holds a copy of `data`, behind `headroom` bytes.
+    ///
+    /// Raises `PoolExhausted` as `alloc` does.
+    #[pyo3(signature = (data, headroom = 0))]
+    fn alloc_copy(&self, py: Python<'_>, data: Lent, headroom: usize) -> PyResult<Buffer> {
+        let buf = data.read(py, |bytes| self.0.cache().alloc_copy(bytes, headroom)).or_raise()?;
+        Ok(Buffer::new(buf, &self.0))
+    }
+
+    /// Return the counters of the pool, by name, since it was made.
+    ///
+    /// `alloc` and `free` count operations, `pool_miss` those that grew the heap, `refused` those at the ceiling;
+    /// `bytes_heap` and `bytes_heap_peak` are slabs, `bytes_live` and `buffers_live` what is handed out now;
+    /// `lock_wait_ns` is time spent waiting for the depot, `depot_exchanges` the visits to it.
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.0.stats(py)
+    }
+
+    /// Give memory that stayed unused over the last two calls back to the system.
+    fn give_back(&self) {
+        self.0.cache().flush();
+        self.0.pool.give_back();
+    }
+
+    /// Capacities of the size classes, bytes.
+    #[classattr]
+    #[pyo3(name = "CLASSES")]
+    fn classes() -> (usize, usize, usize, usize) {
+        let [tiny, small, jumbo, whole] = CLASSES;
+        (tiny, small, jumbo, whole)
+    }
+}
+
+/// Bytes of a pool, handed out by `MemoryPool.alloc`: a writable buffer, read and written without a copy.
+///
+/// It goes back to its pool with `free`, at the end of a `with` block, or when nothing refers to it any more.
+///
+/// >>> from t2s import MemoryPool
+/// >>> with MemoryPool().alloc_copy(b"payload", headroom=64) as buffer:
+/// ...     buffer.prepend(b"header ")
+/// ...     bytes(buffer)
+/// b'header payload'
+#[pyclass(frozen, module = "t2s")]
+pub(crate) struct Buffer {
+    /// `None` once freed. Exports point into the block, so while there are any it is neither freed nor resized.
+    buf: Mutex<Option<Buf>>,
+    /// Memory views that point into the block now.
+    exports: AtomicUsize,
+    pool: Arc<SharedPool>,
+}
+
+impl Buffer {
+    fn new(buf: Buf, pool: &Arc<SharedPool>) -> Self {
+        Self { buf: Mutex::new(Some(buf)), exports: AtomicUsize::new(0), pool: Arc::clone(pool) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Buf>> {
+        self.buf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unexported(&self) -> PyResult<()> {
+        match self.exports.load(Relaxed) {
+            0 => Ok(()),
+            n => Err(PyBufferError::new_err(format!("{n} memory views of this buffer exist; release them first"))),
+        }
+    }
+}
+
+fn freed() -> PyErr {
+    PyBufferError::new_err("this buffer was given back to its pool")
+}
+
+#[pymethods]
+impl Buffer {
+    /// Bytes that it can hold, headroom included.
+    #[getter]
+    fn capacity(&self) -> PyResult<usize> {
+        self.lock().as_ref().map(Buf::capacity).ok_or_else(freed)
+    }
+
+    /// Bytes free in front of its content.
+    #[getter]
+    fn headroom(&self) -> PyResult<usize> {
+        self.lock().as_ref().map(Buf::headroom).ok_or_else(freed)
+    }
+
+    /// Put `data` in front of the content, into the headroom.
+    ///
+    /// Raises `BufferError` when it does not fit, or while memory views of the buffer exist.
+    fn prepend(&self, py: Python<'_>, data: Lent) -> PyResult<()> {
+        self.unexported()?;
+        let mut lock = self.lock();
+        let buf = lock.as_mut().ok_or_else(freed)?;
+        let headroom = buf.headroom();
+        let room = buf.prepend(data.len()).ok_or_else(|| {
+            PyBufferError::new_err(format!("{} bytes do not fit into a headroom of {headroom}", data.len()))
+        })?;
+        data.copy_to(py, room)
+    }
+
+    /// Give the buffer back to its pool; again is harmless.
+    ///
+    /// Raises `BufferError` while memory views of it exist.
+    fn free(&self) -> PyResult<()> {
+        self.unexported()?;
+        if let Some(buf) = self.lock().take() {
+            self.pool.cache().free(buf);
+        }
+        Ok(())
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        self.lock().as_ref().map(Buf::len).ok_or_else(freed)
+    }
+
+    fn __bytes__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        self.lock().as_ref().map(|buf| PyBytes::new(py, buf.as_slice())).ok_or_else(freed)
+    }
+
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
+        self.free()
+    }
+
+    fn __repr__(&self) -> String {
+        match &*self.lock() {
+            Some(buf) => format!("Buffer(len={}, capacity={}, headroom={})", buf.len(), buf.capacity(), buf.headroom()),
+            None => "Buffer(freed)".to_owned(),
+        }
+    }
+
+    /// # Safety
+    /// `view` is valid for writes; only the interpreter calls this.
+    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+        let this = slf.get();
+        let mut lock = this.lock();
+        let bytes = lock.as_mut().ok_or_else(freed)?.as_mut_slice();
+        let len = isize::try_from(bytes.len()).map_err(|_| PyBufferError::new_err("larger than a buffer can be"))?;
+        // SAFETY: `view` is the interpreter's; the pointer and length are those of the block, which stays where it is and
+        // as large as it is while `exports` is not 0; `slf` becomes the view's owner, so the block outlives the view.
+        let failed =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), bytes.as_mut_ptr().cast(), len, 0, flags) } != 0;
+        if failed {
+            return Err(PyErr::fetch(slf.py()));
+        }
+        this.exports.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// # Safety
+    /// Called by the interpreter once for each view that `__getbuffer__` filled.
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.exports.fetch_sub(1, Relaxed);
+    }
+}
