@@ -40,6 +40,7 @@ impl Order {
     }
 
     /// Whether `place` is in the list.
+    #[cfg(test)]
     pub(crate) fn contains(&self, place: u32) -> bool {
         self.links.get(place as usize).is_some_and(|link| link.member)
     }
