@@ -1,0 +1,277 @@
+//! From SYN to established: options, the SYN-ACK (at once or after the upstream's answer), and refusal.
+//!
+//! In `AcceptMode::Deferred` a flow starts in [`State::SynPending`]: the client's SYN retransmissions are swallowed
+//! until [`Tcb::connected`] or [`Tcb::refused`]. In `AcceptMode::Early` the SYN-ACK is owed at once, bytes of the client
+//! are queued while the upstream is being dialled, and a refusal resets an established connection.
+
+use super::{CloseReason, Ctx, Events, Recovery, State, Tcb, facts, owed};
+use crate::config::{AcceptMode, TcpConfig};
+use crate::stats::DropReason;
+use crate::time::Instant;
+use crate::wire::tcp::{Flags, SeqNumber, Tcp, WINDOW_SCALE_MAX};
+
+use super::congestion::Controller;
+use super::queue::ByteQueue;
+use super::rtt::Rtt;
+
+/// MSS of a client that announces none (RFC 9293, section 3.7.1).
+const MSS_DEFAULT: u16 = 536;
+
+/// Least MSS that is taken seriously, bytes: below, headers outweigh payload and each window costs thousands of
+/// segments (the attack that CVE-2019-11479 describes).
+const MSS_MIN: u16 = 64;
+
+/// Bytes of the timestamp option with its padding (RFC 7323, appendix A).
+pub(super) const TIMESTAMP_BYTES: u16 = 12;
+
+/// SYN-ACK retransmissions before the half-open flow is dropped; with the first RTO of 1 s that is half a minute.
+pub(super) const SYN_ACK_RETRIES: u8 = 5;
+
+/// How a refusal looks on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// RST: the port is closed.
+    Reset,
+    /// Nothing, as when the network swallows the SYN, or the stack sends an ICMP error in its place. A connection that
+    /// was already accepted is reset all the same.
+    Silent,
+}
+
+impl Tcb {
+    /// A flow from the client's SYN.
+    ///
+    /// `isn` is our initial sequence number (RFC 6528), `local_mss` what we announce: the device's MTU without IP and
+    /// TCP headers. Data on the SYN is not taken. Events: [`Events::CONNECT_WANTED`].
+    pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16) -> Self {
+        ctx.tcp.accepted += 1;
+        let options = &syn.options;
+        let mut facts = 0;
+        let (mut rcv_shift, mut snd_shift) = (0, 0);
+        if let Some(shift) = options.window_scale {
+            facts |= facts::SCALING;
+            rcv_shift = scale_for(ctx.config.recv_window_max);
+            snd_shift = shift.min(WINDOW_SCALE_MAX);
+        }
+        if options.sack_permitted {
+            facts |= facts::SACK;
+        }
+        let mut mss = options.mss.unwrap_or(MSS_DEFAULT).min(local_mss).max(MSS_MIN);
+        let mut ts_recent = 0;
+        if let Some((value, _)) = options.timestamp {
+            facts |= facts::TIMESTAMPS;
+            ts_recent = value;
+            mss -= TIMESTAMP_BYTES;
+        }
+        let recv_capacity = ctx.config.recv_window_min.clamp(1, recv_limit(ctx.config, facts & facts::SCALING != 0));
+        let rcv_nxt = syn.seq + 1;
+        let mut events = Events::NONE;
+        events.insert(Events::CONNECT_WANTED);
+        let mut tcb = Self {
+            state: State::SynPending,
+            owed: 0,
+            events,
+            facts,
+            unacked_segments: 0,
+            duplicate_acks: 0,
+            rcv_nxt,
+            rcv_adv: rcv_nxt,
+            last_ack_sent: rcv_nxt,
+            snd_una: isn,
+            snd_nxt: isn,
+            snd_wnd: u32::from(syn.window),
+            snd_wl1: syn.seq,
+            snd_wl2: isn,
+            ts_recent,
+            ts_recent_at: period(ctx.now),
+            // Any function of the unpredictable ISN will do.
+            ts_offset: isn.0.rotate_left(13) ^ 0x5bd1_e995,
+            mss,
+            rcv_shift,
+            snd_shift,
+            last_received: ctx.now,
+            rto_at: Instant::FAR,
+            ack_at: Instant::FAR,
+            slow_at: ctx.now.plus(ctx.config.connect_timeout),
+            recv: ByteQueue::default(),
+            send: ByteQueue::default(),
+            rtt: Rtt::new(),
+            cc: Controller::new(ctx.config.congestion, u32::from(mss)),
+            recv_capacity,
+            max_snd_wnd: u32::from(syn.window),
+            recovery_point: isn,
+            rexmit_nxt: isn,
+            recovery: Recovery::Open,
+            backoff: 0,
+            unanswered: 0,
+            reason: CloseReason::Finished,
+            challenges: 0,
+            challenge_period: 0,
+            duplicate_bytes: 0,
+            last_sent: ctx.now,
+            reset_seq: SeqNumber(0),
+            fin_seq: rcv_nxt,
+            iss: isn,
+            irs: syn.seq,
+            local_mss,
+            out_of_order: None,
+            scoreboard: None,
+        };
+        if ctx.config.accept == AcceptMode::Early {
+            tcb.answer_syn();
+        }
+        tcb
+    }
+
+    /// The upstream is there: the withheld SYN-ACK goes out.
+    pub fn connected(&mut self, ctx: &mut Ctx<'_>) {
+        if self.fact(facts::CONNECTED) || self.state == State::Closed {
+            return;
+        }
+        self.set_fact(facts::CONNECTED);
+        if self.state == State::SynPending {
+            self.answer_syn();
+        }
+        self.arm_slow_timer(ctx);
+    }
+
+    /// The upstream could not be reached.
+    ///
+    /// Before the handshake [`Refusal::Silent`] ends the flow without a segment; [`Refusal::Reset`] answers the SYN with
+    /// RST (RFC 9293, section 3.10.7.1).
+    pub fn refused(&mut self, ctx: &mut Ctx<'_>, how: Refusal) {
+        if self.state == State::Closed {
+            return;
+        }
+        let silent = self.state == State::SynPending && how == Refusal::Silent;
+        self.close(ctx, CloseReason::Refused, !silent);
+    }
+
+    /// Whether `syn` opens a new connection over a flow that is only waiting for stray segments (RFC 9293, section
+    /// 3.10.7.4: TIME-WAIT): the caller then releases this one and accepts anew, with an ISN above [`Tcb::next_isn`].
+    pub fn may_reopen(&self, syn: &Tcp) -> bool {
+        if self.state == State::Closed {
+            return self.recv.is_empty();
+        }
+        let newer = match syn.options.timestamp {
+            Some((value, _)) if self.fact(facts::TIMESTAMPS) => value.wrapping_sub(self.ts_recent) as i32 > 0,
+            _ => false,
+        };
+        self.state == State::TimeWait && self.recv.is_empty() && syn.flags.syn() && (newer || syn.seq.gt(self.rcv_nxt))
+    }
+
+    /// The least initial sequence number that cannot be confused with this connection's.
+    pub fn next_isn(&self) -> SeqNumber {
+        self.snd_nxt + 128_000
+    }
+
+    /// Owes the SYN-ACK; from here on the connect timeout is the upstream's own matter.
+    fn answer_syn(&mut self) {
+        self.state = State::SynReceived;
+        self.owed |= owed::SYN_ACK;
+    }
+
+    /// A segment before the handshake is over. True if it completed the handshake and is to be processed further.
+    pub(super) fn handle_opening(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp, payload_len: u32) -> bool {
+        debug_assert!(matches!(self.state, State::SynPending | State::SynReceived), "only while opening");
+        if seg.flags.rst() {
+            // A RST is acceptable at RCV.NXT only (RFC 5961, section 3.2); before our SYN-ACK the client can know
+            // nothing but its own SYN, whose successor that is.
+            if seg.seq == self.rcv_nxt || seg.seq == self.irs {
+                ctx.tcp.resets_in += 1;
+                self.close(ctx, CloseReason::PeerReset, false);
+            } else {
+                ctx.counts.add(DropReason::TcpOutOfWindow);
+            }
+            return false;
+        }
+        if seg.flags.syn() {
+            if seg.seq == self.irs && !seg.flags.ack() {
+                if self.state == State::SynReceived && self.snd_nxt != self.iss {
+                    self.owed |= owed::SYN_ACK;
+                }
+                ctx.counts.add(DropReason::TcpDuplicate);
+            } else {
+                ctx.counts.add(DropReason::TcpChallenged);
+            }
+            return false;
+        }
+        if !seg.flags.ack() {
+            ctx.counts.add(DropReason::TcpMalformed);
+            return false;
+        }
+        if self.state == State::SynPending || seg.ack.le(self.snd_una) || seg.ack.gt(self.snd_nxt) {
+            // RFC 9293, section 3.10.7.4: an unacceptable acknowledgement in SYN-RECEIVED is answered with RST.
+            ctx.counts.add(DropReason::TcpChallenged);
+            self.owed |= owed::RESET_REPLY;
+            self.reset_seq = seg.ack;
+            return false;
+        }
+        if let Err(reason) = self.check_sequence(ctx, seg, payload_len) {
+            ctx.counts.add(reason);
+            return false;
+        }
+        self.state = State::Established;
+        self.events.insert(Events::ESTABLISHED);
+        ctx.tcp.established += 1;
+        self.owed &= !owed::SYN_ACK;
+        self.snd_una = self.iss + 1;
+        self.rexmit_nxt = self.snd_una;
+        self.recovery_point = self.iss;
+        self.rto_at = Instant::FAR;
+        if self.backoff == 0 {
+            self.rtt.sample(ctx.now.since(self.last_sent));
+        }
+        self.backoff = 0;
+        self.unanswered = 0;
+        self.snd_wnd = u32::from(seg.window) << self.snd_shift;
+        self.max_snd_wnd = self.snd_wnd;
+        self.snd_wl1 = seg.seq;
+        self.snd_wl2 = seg.ack;
+        if self.fact(facts::FIN_QUEUED) {
+            self.state = State::FinWait1;
+        }
+        self.arm_slow_timer(ctx);
+        true
+    }
+
+    /// The options and flags of the SYN-ACK.
+    pub(super) fn syn_ack(&mut self, ctx: &mut Ctx<'_>) -> super::OutSegment {
+        self.owed &= !owed::SYN_ACK;
+        let first = self.snd_nxt == self.iss;
+        if first {
+            self.snd_nxt = self.iss + 1;
+            self.last_sent = ctx.now;
+        }
+        if self.rto_at == Instant::FAR {
+            self.rto_at = ctx.now.plus(self.rtt.timeout(ctx.config, self.backoff));
+        }
+        // The window of a SYN is never scaled (RFC 7323, section 2.2).
+        let window = self.open_window(ctx).min(u32::from(u16::MAX));
+        let edge = self.rcv_adv.max(self.rcv_nxt + window);
+        let mut segment = self.bare_segment(ctx, Flags::SYN | Flags::ACK, self.iss);
+        self.rcv_adv = edge;
+        segment.repr.window = window as u16;
+        let options = &mut segment.repr.options;
+        options.mss = Some(self.local_mss);
+        options.window_scale = self.fact(facts::SCALING).then_some(self.rcv_shift);
+        options.sack_permitted = self.fact(facts::SACK);
+        segment
+    }
+}
+
+/// Largest receive window that can be advertised.
+pub(super) fn recv_limit(config: &TcpConfig, scaling: bool) -> u32 {
+    let representable = if scaling { u32::from(u16::MAX) << WINDOW_SCALE_MAX } else { u32::from(u16::MAX) };
+    config.recv_window_max.clamp(1, representable)
+}
+
+/// The least shift with which `window` fits into 16 bits (RFC 7323, section 2.3).
+fn scale_for(window: u32) -> u8 {
+    (0..WINDOW_SCALE_MAX).find(|shift| window >> shift <= u32::from(u16::MAX)).unwrap_or(WINDOW_SCALE_MAX)
+}
+
+/// Coarse time, units of 2^30 ns (1.07 s), for what is measured in seconds or days.
+#[inline]
+pub(super) fn period(now: Instant) -> u32 {
+    (now.nanos() >> 30) as u32
+}
