@@ -61,3 +61,18 @@ impl Lent {
         }
     }
 }
+
+/// A `bytes` object made of pieces, each copied once.
+pub(crate) fn join<'py, 'a>(
+    py: Python<'py>,
+    pieces: impl Iterator<Item = &'a [u8]> + Clone,
+) -> PyResult<Bound<'py, PyBytes>> {
+    PyBytes::new_with(py, pieces.clone().map(<[u8]>::len).sum(), |mut rest| {
+        for piece in pieces {
+            let (here, later) = rest.split_at_mut(piece.len());
+            here.copy_from_slice(piece);
+            rest = later;
+        }
+        Ok(())
+    })
+}

@@ -25,8 +25,8 @@ fn tuple_of(key: &FlowKey) -> Tuple {
 ///
 /// A key is `(source, source_port, destination, destination_port, protocol)`: addresses as text or `ipaddress` objects,
 /// the protocol as IP's number (6 TCP, 17 UDP). A value is an integer from 0 to 2**64 - 1. `capacity` is the bound over
-/// all shards, each of which takes its equal part. `seed` fixes the hash's key. All methods may be called from any
-/// thread.
+/// all shards (the core's own default when `None`), each of which takes its equal part. `seed` fixes the hash's key. All
+/// methods may be called from any thread.
 ///
 /// >>> from t2s import FlowMap
 /// >>> flows = FlowMap(capacity=1000, shards=2)
@@ -42,8 +42,9 @@ pub(crate) struct FlowMap(t2s_core::flow::FlowMap<u64>);
 #[pymethods]
 impl FlowMap {
     #[new]
-    #[pyo3(signature = (capacity = 65_536, shards = 1, *, seed = 0))]
-    fn new(capacity: usize, shards: usize, seed: u64) -> PyResult<Self> {
+    #[pyo3(signature = (capacity = None, shards = 1, *, seed = 0))]
+    fn new(capacity: Option<usize>, shards: usize, seed: u64) -> PyResult<Self> {
+        let capacity = capacity.unwrap_or(FlowMapConfig::default().capacity);
         // A slot takes some 60 bytes, all reserved at once; 2^28 flows are 16 GB, more than any tunnel has.
         if capacity == 0 || capacity > 1 << 28 || shards == 0 || shards > capacity {
             return Err(ConfigError::new_err(format!(

@@ -1,8 +1,9 @@
 //! The Python face of t2s: exports, conversion and error mapping only.
 //!
 //! One file a class. Classes are frozen: what changes sits behind a lock of its own, so that every method takes `&self`
-//! and no borrow can fail at run time. Long calls release the interpreter lock. Each docstring example runs as a test,
-//! and `python/t2s/_core.pyi` says the same in types; `stubtest` compares the two.
+//! and no borrow can fail at run time. Such a lock is never held while Python objects that hold others are made: making
+//! them may run any Python code, which may wait for the lock. Long calls release the interpreter lock. Each docstring
+//! example runs as a test, and `python/t2s/_core.pyi` says the same in types; `stubtest` compares the two.
 
 // PyO3 passes arguments by value and methods by `&self`, whatever a body needs.
 #![allow(clippy::needless_pass_by_value, clippy::unused_self)]
@@ -16,6 +17,7 @@ mod flow_map;
 mod histogram;
 mod lab;
 mod pool;
+mod stream;
 
 use pyo3::prelude::*;
 
@@ -34,6 +36,8 @@ mod _core {
     use crate::lab::Lab;
     #[pymodule_export]
     use crate::pool::{Buffer, MemoryPool};
+    #[pymodule_export]
+    use crate::stream::StreamReassembler;
 
     /// The version of the compiled core; the package has the same one.
     #[pymodule_export]

@@ -29,6 +29,12 @@ impl SharedPool {
         Self { pool, cache }
     }
 
+    /// One with the core's own defaults.
+    pub(crate) fn private() -> Self {
+        let default = PoolConfig::default();
+        Self::new(default.ceiling_bytes, default.cache)
+    }
+
     /// The cache, for one operation.
     pub(crate) fn cache(&self) -> MutexGuard<'_, PoolCache> {
         // The cache's own methods do not panic half-way, so a panic elsewhere takes nothing from it.
@@ -56,7 +62,7 @@ impl SharedPool {
 /// Size-classed buffers below a hard ceiling, with a cache of `cache` buffers a class in front of a shared depot.
 ///
 /// `ceiling_bytes` bounds the heap, slabs of free buffers included. `cache=0` makes each operation take the depot's
-/// lock. All methods may be called from any thread.
+/// lock. Either is the core's own default when `None`. All methods may be called from any thread.
 ///
 /// >>> from t2s import MemoryPool
 /// >>> pool = MemoryPool(ceiling_bytes=1 << 20)
@@ -72,12 +78,20 @@ impl SharedPool {
 #[pyclass(frozen, module = "t2s")]
 pub(crate) struct MemoryPool(Arc<SharedPool>);
 
+impl MemoryPool {
+    /// The pool that a caller handed in, or a new one.
+    pub(crate) fn shared(pool: Option<&Bound<'_, Self>>) -> Arc<SharedPool> {
+        pool.map_or_else(|| Arc::new(SharedPool::private()), |pool| Arc::clone(&pool.get().0))
+    }
+}
+
 #[pymethods]
 impl MemoryPool {
     #[new]
-    #[pyo3(signature = (ceiling_bytes = 536_870_912, cache = 64))]
-    fn new(ceiling_bytes: usize, cache: u16) -> Self {
-        Self(Arc::new(SharedPool::new(ceiling_bytes, cache)))
+    #[pyo3(signature = (ceiling_bytes = None, cache = None))]
+    fn new(ceiling_bytes: Option<usize>, cache: Option<u16>) -> Self {
+        let default = PoolConfig::default();
+        Self(Arc::new(SharedPool::new(ceiling_bytes.unwrap_or(default.ceiling_bytes), cache.unwrap_or(default.cache))))
     }
 
     /// Return a buffer of `size` bytes, with `headroom` bytes in front that `Buffer.prepend` can take.
