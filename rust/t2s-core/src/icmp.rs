@@ -154,3 +154,148 @@ impl Errors {
         self.limited
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use core::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::buf::{Pool, PoolCache, PoolConfig};
+    use crate::wire::icmp::{Echo, Icmp, emit_echo};
+    use crate::wire::{IpRepr, protocol, verify_transport};
+
+    const ECHO: Echo = Echo { ident: 0x1234, sequence: 7 };
+
+    fn cache() -> PoolCache {
+        Pool::new(PoolConfig { ceiling_bytes: 16 << 20, ..PoolConfig::default() }).cache()
+    }
+
+    fn request(v6: bool, dst: Option<IpAddr>, data: &[u8]) -> Vec<u8> {
+        let (src, to, protocol) = if v6 {
+            let net = |host| IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host));
+            (net(1), net(2), protocol::ICMPV6)
+        } else {
+            let net = |host| IpAddr::V4(Ipv4Addr::new(10, 0, 0, host));
+            (net(1), net(2), protocol::ICMP)
+        };
+        let dst = dst.unwrap_or(to);
+        let payload_len = 8 + data.len() as u32;
+        let repr = IpRepr { src, dst, protocol, ttl: 3, ecn: 3, payload_len, id: 99, dont_fragment: true };
+        let mut packet = vec![0; repr.header_len() + payload_len as usize];
+        repr.emit(&mut packet);
+        let message = &mut packet[repr.header_len()..];
+        message[8..].copy_from_slice(data);
+        emit_echo(Kernel::auto(), src, dst, false, ECHO, message);
+        packet
+    }
+
+    /// Puts an extension in front of the message: IPv4 no-operations, or IPv6 destination options.
+    fn extend(mut packet: Vec<u8>) -> Vec<u8> {
+        if packet[0] >> 4 == 4 {
+            packet.splice(20..20, [1, 1, 1, 0]);
+            packet[0] = 0x46;
+            let len = packet.len() as u16;
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+            fill_v4_header_checksum(&mut packet);
+        } else {
+            packet.splice(40..40, [protocol::ICMPV6, 0, 1, 4, 0, 0, 0, 0]);
+            packet[6] = 60;
+            let len = packet.len() as u16 - 40;
+            packet[4..6].copy_from_slice(&len.to_be_bytes());
+        }
+        packet
+    }
+
+    proptest! {
+        #[test]
+        fn the_reply_is_a_valid_packet_with_the_same_data(
+            v6 in any::<bool>(),
+            extended in any::<bool>(),
+            padding in 0usize..9,
+            data in prop::collection::vec(any::<u8>(), 0..2_000),
+        ) {
+            let mut pool = cache();
+            let mut packet = request(v6, None, &data);
+            if extended {
+                packet = extend(packet);
+            }
+            let ip = Ip::parse(&packet).expect("valid");
+            packet.extend(vec![0xee; padding]);
+            let mut buf = pool.alloc_copy(&packet, 0).expect("the pool is large");
+            prop_assert_eq!(echo_reply(&ip, &mut buf), Ok(()));
+            let reply = buf.as_slice();
+            let back = Ip::parse(reply).expect("valid");
+            prop_assert_eq!((back.src, back.dst, back.ttl, back.ecn), (ip.dst, ip.src, 64, 0));
+            prop_assert_eq!(back.total as usize, reply.len());
+            prop_assert!(verify_transport(Kernel::auto(), &back, reply));
+            let message = &reply[usize::from(back.payload)..];
+            prop_assert_eq!(Icmp::parse(&back, message), Ok(Icmp::EchoReply(ECHO)));
+            prop_assert_eq!(&message[8..], &data[..]);
+            pool.free(buf);
+        }
+    }
+
+    #[test]
+    fn replies_and_groups_are_left_alone() {
+        let mut pool = cache();
+        let groups = [
+            (false, IpAddr::V4(Ipv4Addr::BROADCAST)),
+            (false, IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1))),
+            (true, IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1))),
+        ];
+        for (v6, group) in groups {
+            let packet = request(v6, Some(group), &[1, 2, 3]);
+            let mut buf = pool.alloc_copy(&packet, 0).expect("the pool is large");
+            let ip = Ip::parse(&packet).expect("valid");
+            assert_eq!(echo_reply(&ip, &mut buf), Err(DropReason::IcmpIgnored));
+            assert_eq!(buf.as_slice(), packet);
+        }
+        for v6 in [false, true] {
+            let packet = request(v6, None, &[1]);
+            let ip = Ip::parse(&packet).expect("valid");
+            let mut buf = pool.alloc_copy(&packet, 0).expect("the pool is large");
+            assert_eq!(echo_reply(&ip, &mut buf), Ok(()));
+            let reply = buf.as_slice().to_vec();
+            let ip = Ip::parse(&reply).expect("valid");
+            assert_eq!(echo_reply(&ip, &mut buf), Err(DropReason::IcmpMalformed));
+            assert_eq!(buf.as_slice(), reply);
+        }
+    }
+
+    #[test]
+    fn tokens_come_at_their_rate() {
+        let mut bucket = TokenBucket::new(10, 3, Instant::ZERO);
+        let take = |bucket: &mut TokenBucket, millis: u64| bucket.take(Instant::from_millis(millis));
+        assert_eq!([0, 0, 0, 0].map(|at| take(&mut bucket, at)), [true, true, true, false]);
+        assert_eq!([99, 100, 150, 200].map(|at| take(&mut bucket, at)), [false, true, false, true]);
+        // Saved up to the burst, not beyond; time that runs backwards gives nothing.
+        assert_eq!([9_000, 9_000, 9_000, 9_000].map(|at| take(&mut bucket, at)), [true, true, true, false]);
+        assert!(!take(&mut bucket, 0));
+        assert!(take(&mut bucket, 9_100));
+        let mut never = TokenBucket::new(0, 3, Instant::ZERO);
+        assert!(!take(&mut never, 1_000_000));
+    }
+
+    #[test]
+    fn errors_are_limited_and_what_causes_none_costs_none() {
+        let mut errors = Errors::new(20, Instant::ZERO);
+        let packet = request(false, None, &[0; 40]);
+        let ip = Ip::parse(&packet).expect("valid");
+        let group = request(false, Some(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1))), &[0; 40]);
+        let group_ip = Ip::parse(&group).expect("valid");
+        let mut out = [0; 600];
+        let mut build = |errors: &mut Errors, ip: &Ip, packet: &[u8]| {
+            errors.build(Instant::ZERO, Kernel::auto(), ip, packet, None, IcmpError::HostUnreachable, &mut out)
+        };
+        for _ in 0..5 {
+            assert_eq!(build(&mut errors, &group_ip, &group), None);
+        }
+        assert_eq!((errors.sent(), errors.limited()), (0, 0));
+        assert!(build(&mut errors, &ip, &packet).is_some());
+        assert!(build(&mut errors, &ip, &packet).is_some());
+        assert_eq!(build(&mut errors, &ip, &packet), None);
+        assert_eq!((errors.sent(), errors.limited()), (2, 1));
+    }
+}
