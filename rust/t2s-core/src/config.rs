@@ -39,6 +39,15 @@ pub enum AcceptMode {
     Early,
 }
 
+/// What the stack makes of UDP datagrams to port 53.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsCheck {
+    /// Well-formed queries pass, everything else is refused and counted.
+    Strict,
+    /// Datagrams like any other.
+    Off,
+}
+
 /// Congestion control algorithm of the sending side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Congestion {
@@ -178,6 +187,8 @@ pub struct Config {
     pub tcp: TcpConfig,
     /// UDP settings.
     pub udp: UdpConfig,
+    /// What becomes of UDP datagrams to port 53.
+    pub dns: DnsCheck,
     /// Stream reassembly bounds.
     pub stream: StreamLimits,
     /// Fragment reassembly bounds.
@@ -218,6 +229,7 @@ impl Default for Config {
                 queue: 64,
                 queued_bytes: 32 * 1024 * 1024,
             },
+            dns: DnsCheck::Off,
             stream: StreamLimits { flow_bytes: 512 * 1024, flow_segments: 256, total_bytes: 16 * 1024 * 1024 },
             fragment: FragmentLimits { total_bytes: 4 * 1024 * 1024, datagrams: 256, fragments: 64, age: 30 * SECONDS },
             reassembly: ReassemblyMode::Bounded,

@@ -65,7 +65,6 @@ macro_rules! reasons {
         }
     };
 }
-pub(crate) use reasons;
 
 reasons! {
     /// Why a packet (or a part of its payload) had no effect.

@@ -1,1 +1,268 @@
-//! (in the making)
+//! The only composer: packets and upstream events in, packets and requests out.
+//!
+//! A [`Stack`] belongs to one worker thread. It promises that nothing is lost silently (each refused packet counts a
+//! [`DropReason`](crate::stats::DropReason)), that nothing it holds is unbounded (see [`Config`]), and that after
+//! [`Stack::shutdown`] and a drain no buffer, flow or timer is left. It refuses to do I/O, to read a clock, and to
+//! panic on untrusted bytes.
+//!
+//! The driver's turn: `handle_batch`, `handle_timeout` and the upstream calls (`connected`, `upstream_data`, …) in any
+//! order, then `poll_request` until it is empty, then `poll_transmit` until it is empty.
+
+mod api;
+mod datagrams;
+mod egress;
+mod flows;
+mod ingress;
+mod owner;
+mod probe;
+mod slab;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub use api::{CloseReason, Disposition, FlowId, FlowInfo, MAX_SLICES, Packet, Refusal, Request, StackStats, Transmit};
+pub use owner::owner_of;
+
+use crate::buf::{Buf, Pool, PoolCache};
+use crate::config::Config;
+use crate::flow::{FlowMap, ShardGuard};
+use crate::fragment::FragmentReassembler;
+use crate::icmp::Errors;
+use crate::reassembly::Budget;
+use crate::tcp::BufferBudget;
+use crate::time::Instant;
+use crate::timer::Wheel;
+use crate::udp::Sessions;
+use egress::Staged;
+use flows::Flow;
+use probe::Probe;
+use slab::Slab;
+
+/// Packets built by the stack itself (RST, ICMP, datagrams) that may wait for the device. Beyond that they are dropped:
+/// each of them is one that IP lets a host drop.
+const RAW_QUEUE: usize = 4_096;
+
+/// Headers of a transmitted packet: IPv6 (40) and TCP with all its options (60) fit.
+const HEADER_MAX: usize = 128;
+
+/// A packet that the stack built whole.
+#[derive(Debug)]
+struct Raw {
+    buf: Buf,
+    virtio: crate::wire::virtio::VirtioNetHdr,
+}
+
+/// The shard that a batch holds locked.
+type Held<'m> = Option<(usize, ShardGuard<'m, u32>)>;
+
+/// The packet core of one worker.
+#[derive(Debug)]
+pub struct Stack {
+    map: Arc<FlowMap<u32>>,
+    inner: Inner,
+}
+
+/// Everything but the shared map, so that a locked shard and the rest can be borrowed side by side.
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    worker: usize,
+    workers: usize,
+    pool: PoolCache,
+    flows: Slab<Flow>,
+    wheel: Wheel,
+    sessions: Sessions,
+    fragments: FragmentReassembler,
+    budget: Budget,
+    memory: BufferBudget,
+    icmp_errors: Errors,
+    stats: StackStats,
+    requests: VecDeque<Request>,
+    /// Flows touched in this batch, each once (`Flow::dirty`).
+    dirty: Vec<u32>,
+    /// Flows that may have something to send, each once (`Flow::queued`).
+    tx: VecDeque<u32>,
+    raw: VecDeque<Raw>,
+    /// Flows that are over and have said their last word; buried under the shard's lock.
+    graves: Vec<u32>,
+    foreign: VecDeque<(usize, Packet)>,
+    header: [u8; HEADER_MAX],
+    staged: Staged,
+    /// The packet handed out last, kept until the next call because the caller reads from it.
+    last: Option<Buf>,
+    /// Super-segments or segments that the flow in front of `tx` has sent in a row.
+    burst: u32,
+    /// Where the search for an idle flow goes on.
+    evict_cursor: u32,
+    ip_id: u16,
+    /// Stage times on the way in, and on the way out.
+    probe: Probe,
+    probe_out: Probe,
+}
+
+impl Stack {
+    /// A stack for `worker` of `workers`, which share `map` and `pool`.
+    ///
+    /// A worker owns the flows whose hash modulo `workers` is its number; `map` has either one shard or a multiple of
+    /// `workers` shards, so that a shard has one owner unless it is the only one.
+    ///
+    /// # Panics
+    /// When `worker >= workers`, or the shards are neither 1 nor a multiple of `workers`: a programming error.
+    pub fn new(
+        config: Config,
+        pool: &Pool,
+        map: Arc<FlowMap<u32>>,
+        worker: usize,
+        workers: usize,
+        now: Instant,
+    ) -> Self {
+        assert!(worker < workers, "worker {worker} of {workers}");
+        assert!(
+            map.shards() == 1 || map.shards().is_multiple_of(workers),
+            "{} shards for {workers} workers",
+            map.shards()
+        );
+        let inner = Inner {
+            worker,
+            workers,
+            pool: pool.cache(),
+            flows: Slab::new(config.max_tcp_flows as usize + flows::EVICT_SLACK),
+            wheel: Wheel::new(now),
+            sessions: Sessions::new(config.udp, config.max_udp_sessions, config.secrets.flow_hash),
+            fragments: FragmentReassembler::new(config.fragment, config.reassembly, config.secrets.flow_hash),
+            budget: Budget::new(config.stream.total_bytes),
+            memory: BufferBudget::new(config.buffer_budget),
+            icmp_errors: Errors::new(config.icmp_errors_per_second, now),
+            stats: StackStats::default(),
+            requests: VecDeque::with_capacity(256),
+            dirty: Vec::with_capacity(256),
+            tx: VecDeque::with_capacity(256),
+            raw: VecDeque::with_capacity(64),
+            graves: Vec::with_capacity(64),
+            foreign: VecDeque::new(),
+            header: [0; HEADER_MAX],
+            staged: Staged::Nothing,
+            last: None,
+            burst: 0,
+            evict_cursor: 0,
+            ip_id: config.secrets.isn[0] as u16,
+            probe: Probe::new(config.clock, config.sample_every),
+            probe_out: Probe::new(config.clock, config.sample_every),
+            config,
+        };
+        Self { map, inner }
+    }
+
+    /// Takes one packet; see [`Stack::handle_batch`] for many.
+    pub fn handle_packet(&mut self, now: Instant, packet: Packet) -> Disposition {
+        let Self { map, inner } = self;
+        let mut held = None;
+        let disposition = inner.ingress(now, packet, map, &mut held);
+        inner.end_batch(now, map, &mut held);
+        disposition
+    }
+
+    /// Takes all packets of `batch` (which is empty afterwards), locking each shard at most once in a row.
+    /// Returns how many were accepted.
+    pub fn handle_batch(&mut self, now: Instant, batch: &mut Vec<Packet>) -> usize {
+        let Self { map, inner } = self;
+        let mut held = None;
+        let mut accepted = 0;
+        for packet in batch.drain(..) {
+            if !matches!(inner.ingress(now, packet, map, &mut held), Disposition::Dropped(_)) {
+                accepted += 1;
+            }
+        }
+        inner.end_batch(now, map, &mut held);
+        accepted
+    }
+
+    /// Runs all timers that are due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Self { map, inner } = self;
+        inner.run_timers(now);
+        inner.end_batch(now, map, &mut None);
+    }
+
+    /// When `handle_timeout` wants to be called next; `None` while nothing is armed.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let inner = &self.inner;
+        [inner.wheel.next(), inner.fragments.next_timeout(), inner.sessions.next_timeout()].into_iter().flatten().min()
+    }
+
+    /// The next thing to do for an upstream.
+    #[must_use]
+    pub fn poll_request(&mut self, now: Instant) -> Option<Request> {
+        self.inner.settle_dirty(now);
+        self.inner.requests.pop_front()
+    }
+
+    /// A packet for another worker, with that worker's number; hand it to that worker's `handle_packet`.
+    #[must_use]
+    pub fn poll_foreign(&mut self) -> Option<(usize, Packet)> {
+        self.inner.foreign.pop_front()
+    }
+
+    /// The next packet for the device. It borrows the stack: write or copy it before the next call.
+    #[must_use]
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
+        if !self.inner.stage_transmit(now) {
+            let Self { map, inner } = self;
+            inner.bury(map, &mut None);
+            return None;
+        }
+        Some(self.inner.transmit())
+    }
+
+    /// A buffer of at least `len` bytes behind `headroom` bytes; `None` at the pool's ceiling (counted there).
+    #[must_use]
+    pub fn alloc(&mut self, len: usize, headroom: usize) -> Option<Buf> {
+        self.inner.pool.alloc(len + headroom, headroom).ok()
+    }
+
+    /// Gives a buffer back.
+    pub fn free(&mut self, buf: Buf) {
+        self.inner.pool.free(buf);
+    }
+
+    /// The worker's end of the memory pool.
+    pub fn pool(&mut self) -> &mut PoolCache {
+        &mut self.inner.pool
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The device refused an offloaded packet: sends plain packets from now on.
+    pub fn drop_offload(&mut self) {
+        self.inner.config.offload = crate::config::Offload::default();
+    }
+
+    /// Housekeeping, about once a second while idle: gives free table chunks and cached buffers back.
+    pub fn trim(&mut self) {
+        self.inner.flows.trim();
+        self.inner.pool.flush();
+    }
+
+    /// A copy of the counters.
+    pub fn stats(&self) -> StackStats {
+        self.inner.snapshot()
+    }
+
+    /// All TCP flows.
+    pub fn flows(&self) -> Vec<FlowInfo> {
+        self.inner.flows.iter().map(|(id, flow)| flow.info(id)).collect()
+    }
+
+    /// Resets every flow and forgets every session and fragment; the resets come out of `poll_transmit`.
+    pub fn shutdown(&mut self, now: Instant) {
+        let Self { map, inner } = self;
+        inner.shutdown(now);
+        inner.end_batch(now, map, &mut None);
+    }
+}

@@ -159,6 +159,11 @@ impl Tcb {
         self.state == State::TimeWait && self.recv.is_empty() && syn.flags.syn() && (newer || syn.seq.gt(self.rcv_nxt))
     }
 
+    /// The sequence number of the client's SYN.
+    pub fn client_isn(&self) -> SeqNumber {
+        self.irs
+    }
+
     /// The least initial sequence number that cannot be confused with this connection's.
     pub fn next_isn(&self) -> SeqNumber {
         self.snd_nxt + 128_000

@@ -523,6 +523,17 @@ enum Recovery {
     Loss,
 }
 
+impl core::fmt::Debug for Tcb {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Tcb")
+            .field("state", &self.state)
+            .field("rcv_nxt", &self.rcv_nxt)
+            .field("snd_una", &self.snd_una)
+            .field("snd_nxt", &self.snd_nxt)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Tcb {
     /// Where the flow stands.
     pub fn state(&self) -> State {

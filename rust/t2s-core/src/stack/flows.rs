@@ -1,0 +1,499 @@
+//! TCP flows as the stack keeps them: commands of the driver, settling after a batch, timers, eviction, burial.
+
+use core::hash::Hasher;
+use core::net::SocketAddr;
+use std::sync::Arc;
+
+use siphasher::sip::SipHasher24;
+
+use super::api::{CloseReason, FlowId, FlowInfo, Refusal, Request, StackStats};
+use super::ingress::shard;
+use super::{Held, Inner, Stack};
+use crate::buf::{Buf, PoolCache};
+use crate::config::Config;
+use crate::flow::{FlowKey, FlowMap, ShardGuard};
+use crate::reassembly::Budget;
+use crate::tcp::{self, BufferBudget, Ctx, Events, State, Tcb};
+use crate::time::{Instant, SECONDS};
+use crate::timer::TimerId;
+use crate::wire::icmp::IcmpError;
+use crate::wire::tcp::SeqNumber;
+
+/// Flows beyond the cap whose predecessors are evicted but not yet buried: those of one batch.
+pub(super) const EVICT_SLACK: usize = 256;
+
+/// Slots that one search for an idle flow looks at: the oldest of 64 by chance is among the oldest 5 % with a
+/// probability of 96 %, at a cost that does not grow with the table.
+const EVICT_SAMPLE: u32 = 64;
+
+/// A flow younger in idleness than this is not evicted for a newcomer.
+const EVICT_MIN_IDLE: u64 = 5 * SECONDS;
+
+/// One TCP flow.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) tcb: Tcb,
+    key: FlowKey,
+    hash: u64,
+    timer: Option<TimerId>,
+    armed: Instant,
+    pub(super) last_active: Instant,
+    opened_at: Instant,
+    bytes_up: u64,
+    bytes_down: u64,
+    /// Waits for the answer of its upstream and counts in `StackStats::pending`.
+    pending: bool,
+    /// Stands in `Inner::dirty`.
+    dirty: bool,
+    /// Stands in `Inner::tx`.
+    pub(super) queued: bool,
+    /// The driver has been told that it is gone; only last segments may still leave.
+    pub(super) over: bool,
+    /// Stands in `Inner::graves`.
+    buried: bool,
+}
+
+impl Flow {
+    pub(super) fn new(tcb: Tcb, key: FlowKey, hash: u64, now: Instant) -> Self {
+        Self {
+            tcb,
+            key,
+            hash,
+            timer: None,
+            armed: Instant::FAR,
+            last_active: now,
+            opened_at: now,
+            bytes_up: 0,
+            bytes_down: 0,
+            pending: true,
+            dirty: false,
+            queued: false,
+            over: false,
+            buried: false,
+        }
+    }
+
+    pub(super) fn is_v4(&self) -> bool {
+        self.key.src().is_ipv4()
+    }
+
+    pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.key.source(), self.key.destination())
+    }
+
+    pub(super) fn info(&self, id: FlowId) -> FlowInfo {
+        let (client, target) = self.ends();
+        FlowInfo {
+            id,
+            client,
+            target,
+            state: self.tcb.state(),
+            bytes_up: self.bytes_up,
+            bytes_down: self.bytes_down,
+            opened_at: self.opened_at.nanos(),
+        }
+    }
+}
+
+/// What a control block needs from its stack, borrowed field by field.
+pub(super) fn context<'a>(
+    now: Instant,
+    config: &'a Config,
+    pool: &'a mut PoolCache,
+    budget: &'a mut Budget,
+    memory: &'a mut BufferBudget,
+    stats: &'a mut StackStats,
+) -> Ctx<'a> {
+    Ctx {
+        now,
+        config: &config.tcp,
+        stream: &config.stream,
+        mode: config.reassembly,
+        pool,
+        budget,
+        memory,
+        counts: &mut stats.drops,
+        tcp: &mut stats.tcp,
+    }
+}
+
+impl Stack {
+    /// The upstream of `flow` is there: the client's handshake goes on.
+    pub fn connected(&mut self, now: Instant, flow: FlowId) {
+        self.command(now, flow, Tcb::connected);
+    }
+
+    /// The upstream of `flow` said no; the client is told on the wire what `how` means.
+    pub fn refused(&mut self, now: Instant, flow: FlowId, how: Refusal) {
+        self.inner.refuse_flow(now, flow, how);
+        self.settle_commands(now);
+    }
+
+    /// Bytes from the upstream, to the client. Gives the buffer back when the flow is gone.
+    ///
+    /// # Errors
+    /// The buffer, when `flow` is not alive.
+    pub fn upstream_data(&mut self, now: Instant, flow: FlowId, data: Buf) -> Result<(), Buf> {
+        let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
+        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return Err(data) };
+        entry.last_active = now;
+        entry.bytes_down += data.len() as u64;
+        let mut ctx = context(now, config, pool, budget, memory, stats);
+        entry.tcb.push(&mut ctx, data);
+        self.inner.touch(flow.index);
+        Ok(())
+    }
+
+    /// The upstream has no more bytes: FIN to the client after what is queued.
+    pub fn upstream_eof(&mut self, now: Instant, flow: FlowId) {
+        self.command(now, flow, Tcb::upstream_eof);
+    }
+
+    /// The upstream broke: RST to the client.
+    pub fn upstream_reset(&mut self, now: Instant, flow: FlowId) {
+        if self.inner.flows.get(flow).is_some() {
+            self.inner.end(now, flow.index, CloseReason::Upstream);
+        }
+    }
+
+    /// Bytes that wait for the upstream.
+    pub fn readable_len(&self, flow: FlowId) -> usize {
+        self.inner.flows.get(flow).map_or(0, |entry| entry.tcb.readable_len())
+    }
+
+    /// The bytes that wait for the upstream, in order; tell with [`Stack::consume`] how many it took.
+    pub fn readable(&self, flow: FlowId) -> impl Iterator<Item = &[u8]> {
+        self.inner.flows.get(flow).into_iter().flat_map(|entry| entry.tcb.readable())
+    }
+
+    /// The upstream took `len` bytes of `readable(flow)`; the client's window opens by as much.
+    pub fn consume(&mut self, now: Instant, flow: FlowId, len: usize) {
+        let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
+        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return };
+        entry.bytes_up += len as u64;
+        let mut ctx = context(now, config, pool, budget, memory, stats);
+        entry.tcb.consume(&mut ctx, len);
+        self.inner.touch(flow.index);
+    }
+
+    /// The upstream takes no more bytes, though it may still give some: bytes of the client are answered with RST.
+    pub fn reader_gone(&mut self, now: Instant, flow: FlowId) {
+        self.command(now, flow, Tcb::reader_gone);
+    }
+
+    /// Bytes that the upstream may hand over now; after 0, a [`Request::Writable`] says when to ask again.
+    pub fn room(&mut self, flow: FlowId) -> usize {
+        let Inner { flows, config, memory, .. } = &mut self.inner;
+        flows.get_mut(flow).filter(|entry| !entry.over).map_or(0, |entry| entry.tcb.upstream_room(&config.tcp, memory))
+    }
+
+    /// Payload of the largest segment or super-segment to the client, bytes: reads from the upstream are best a
+    /// multiple of it. 0 for a flow that is gone.
+    pub fn segment_unit(&self, flow: FlowId) -> usize {
+        let inner = &self.inner;
+        inner.flows.get(flow).map_or(0, |entry| entry.tcb.segment_unit(&inner.limits(entry.is_v4())))
+    }
+
+    /// Whether `flow` is alive.
+    pub fn is_open(&self, flow: FlowId) -> bool {
+        self.inner.flows.get(flow).is_some_and(|entry| !entry.over)
+    }
+
+    /// Client and target of a flow.
+    pub fn ends(&self, flow: FlowId) -> Option<(SocketAddr, SocketAddr)> {
+        self.inner.flows.get(flow).map(Flow::ends)
+    }
+
+    /// Settles what upstream calls have changed since the last batch: requests appear, timers are armed.
+    ///
+    /// [`Stack::handle_batch`] and [`Stack::poll_transmit`] do so themselves.
+    pub fn settle_commands(&mut self, now: Instant) {
+        let Self { map, inner } = self;
+        inner.end_batch(now, map, &mut None);
+    }
+
+    #[inline]
+    fn command(&mut self, now: Instant, flow: FlowId, run: impl FnOnce(&mut Tcb, &mut Ctx<'_>)) {
+        let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
+        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return };
+        let mut ctx = context(now, config, pool, budget, memory, stats);
+        run(&mut entry.tcb, &mut ctx);
+        self.inner.touch(flow.index);
+    }
+}
+
+impl Inner {
+    /// The flow's state may have changed: settle it at the end of the batch.
+    #[inline]
+    pub(super) fn touch(&mut self, index: u32) {
+        if let Some(flow) = self.flows.at_mut(index)
+            && !flow.dirty
+        {
+            flow.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    /// Settles all touched flows and buries the dead.
+    pub(super) fn end_batch<'m>(&mut self, now: Instant, map: &'m Arc<FlowMap<u32>>, held: &mut Held<'m>) {
+        self.settle_dirty(now);
+        self.bury(map, held);
+    }
+
+    /// Turns what happened to touched flows into requests, timers and places in the transmit queue.
+    pub(super) fn settle_dirty(&mut self, now: Instant) {
+        // Indexing, not draining: settling may end a flow, which touches nothing but that flow.
+        let mut position = 0;
+        while let Some(&index) = self.dirty.get(position) {
+            position += 1;
+            self.settle(now, index);
+        }
+        self.dirty.clear();
+    }
+
+    fn settle(&mut self, now: Instant, index: u32) {
+        let Some(flow) = self.flows.at_mut(index) else { return };
+        flow.dirty = false;
+        self.hear(index);
+        self.want_transmit(index);
+        self.arm(now, index);
+    }
+
+    /// A flow has sent all that it can for now.
+    pub(super) fn settle_sent(&mut self, now: Instant, index: u32) {
+        self.hear(index);
+        self.arm(now, index);
+    }
+
+    /// Turns the news of a flow into requests.
+    fn hear(&mut self, index: u32) {
+        let Some(flow) = self.flows.at_mut(index) else { return };
+        if flow.pending && flow.tcb.state() != State::SynPending {
+            flow.pending = false;
+            self.stats.pending -= 1;
+        }
+        if !flow.tcb.has_events() {
+            return;
+        }
+        let events = flow.tcb.take_events();
+        let over = flow.over;
+        let reason = flow.tcb.close_reason();
+        let id = self.flows.id_of(index);
+        if !over {
+            if events.contains(Events::READABLE) {
+                self.requests.push_back(Request::Readable(id));
+            }
+            if events.contains(Events::PEER_FIN) {
+                self.requests.push_back(Request::Finish(id));
+            }
+            if events.contains(Events::WRITABLE) {
+                self.requests.push_back(Request::Writable(id));
+            }
+            if events.contains(Events::RESET) || events.contains(Events::CLOSED) {
+                self.finish(index, id, reason.map_or(CloseReason::Finished, CloseReason::from));
+            }
+        }
+        if events.contains(Events::CLOSED) {
+            self.lay_to_rest(index);
+        }
+    }
+
+    #[inline]
+    fn want_transmit(&mut self, index: u32) {
+        if let Some(flow) = self.flows.at_mut(index)
+            && !flow.queued
+        {
+            flow.queued = true;
+            self.tx.push_back(index);
+        }
+    }
+
+    /// Arms the flow's timer when its deadline is earlier than what is armed; a later one re-arms itself when it fires.
+    pub(super) fn arm(&mut self, now: Instant, index: u32) {
+        let Some(flow) = self.flows.at_mut(index) else { return };
+        let deadline = flow.tcb.deadline().map_or(Instant::FAR, |(at, _)| at);
+        if deadline >= flow.armed {
+            return;
+        }
+        if let Some(timer) = flow.timer.take() {
+            self.wheel.cancel(timer);
+        }
+        flow.armed = deadline;
+        flow.timer = Some(self.wheel.insert(index, deadline.max(now)));
+    }
+
+    pub(super) fn run_timers(&mut self, now: Instant) {
+        while let Some(index) = self.wheel.pop_expired(now) {
+            self.flow_timer(now, index);
+        }
+        self.fragments.handle_timeout(now, &mut self.pool);
+        self.expire_sessions(now);
+    }
+
+    fn flow_timer(&mut self, now: Instant, index: u32) {
+        let Inner { flows, config, pool, budget, memory, stats, .. } = self;
+        let Some(flow) = flows.at_mut(index) else { return };
+        flow.timer = None;
+        flow.armed = Instant::FAR;
+        if flow.tcb.deadline().is_some_and(|(at, _)| at <= now) {
+            let mut ctx = context(now, config, pool, budget, memory, stats);
+            flow.tcb.handle_timeout(&mut ctx);
+        }
+        self.touch(index);
+    }
+
+    /// Ends a flow with an RST to the client.
+    pub(super) fn end(&mut self, now: Instant, index: u32, reason: CloseReason) {
+        let Inner { flows, config, pool, budget, memory, stats, .. } = self;
+        let Some(flow) = flows.at_mut(index).filter(|flow| !flow.over) else { return };
+        let mut ctx = context(now, config, pool, budget, memory, stats);
+        flow.tcb.abort(&mut ctx);
+        let id = self.flows.id_of(index);
+        self.finish(index, id, reason);
+        self.touch(index);
+    }
+
+    fn refuse_flow(&mut self, now: Instant, id: FlowId, how: Refusal) {
+        let Some(flow) = self.flows.get(id).filter(|flow| !flow.over) else { return };
+        self.stats.flows_refused += 1;
+        let (client, target) = flow.ends();
+        let seq = flow.tcb.client_isn();
+        // Once a SYN-ACK has left, neither silence nor ICMP says anything that a client must believe (RFC 5461): then it
+        // is a reset.
+        let unanswered = flow.tcb.state() == State::SynPending;
+        let icmp = match how {
+            Refusal::Refused | Refusal::Failed | Refusal::Timeout => None,
+            Refusal::HostUnreachable => Some(IcmpError::HostUnreachable),
+            Refusal::NetUnreachable => Some(IcmpError::NetUnreachable),
+            Refusal::Prohibited => Some(IcmpError::Prohibited),
+        };
+        let silent = unanswered && (icmp.is_some() || how == Refusal::Timeout);
+        if let Some(error) = icmp
+            && unanswered
+        {
+            self.send_tcp_unreachable(now, client, target, seq, error);
+        }
+        let Inner { flows, config, pool, budget, memory, stats, .. } = self;
+        let Some(flow) = flows.get_mut(id) else { return };
+        let mut ctx = context(now, config, pool, budget, memory, stats);
+        flow.tcb.refused(&mut ctx, if silent { tcp::Refusal::Silent } else { tcp::Refusal::Reset });
+        self.finish(id.index, id, CloseReason::Upstream);
+        self.touch(id.index);
+    }
+
+    /// The driver learns that the flow is gone; its last segments may still leave.
+    fn finish(&mut self, index: u32, id: FlowId, reason: CloseReason) {
+        let Some(flow) = self.flows.at_mut(index).filter(|flow| !flow.over) else { return };
+        flow.over = true;
+        if flow.pending {
+            flow.pending = false;
+            self.stats.pending -= 1;
+        }
+        self.stats.flows_closed[reason as usize] += 1;
+        self.requests.push_back(Request::Closed(id, reason));
+    }
+
+    /// A flow that is over has nothing left to send.
+    pub(super) fn lay_to_rest(&mut self, index: u32) {
+        if let Some(flow) = self.flows.at_mut(index)
+            && flow.over
+            && !flow.buried
+        {
+            flow.buried = true;
+            self.graves.push(index);
+        }
+    }
+
+    /// Takes the dead out of map and table.
+    pub(super) fn bury<'m>(&mut self, map: &'m Arc<FlowMap<u32>>, held: &mut Held<'m>) {
+        while let Some(index) = self.graves.pop() {
+            let Some(flow) = self.flows.at(index) else { continue };
+            let hash = flow.hash;
+            self.bury_one(index, shard(map, held, hash));
+        }
+    }
+
+    /// Takes one flow out of map and table, whatever it was doing.
+    pub(super) fn bury_one(&mut self, index: u32, guard: &mut ShardGuard<'_, u32>) {
+        if self.flows.at(index).is_some_and(|flow| !flow.over) {
+            let id = self.flows.id_of(index);
+            self.finish(index, id, CloseReason::Finished);
+        }
+        let Some(flow) = self.flows.remove(index) else { return };
+        guard.remove(flow.hash, &flow.key);
+        // The slot may be taken again before the queues that name it are read: they must not name it twice.
+        if flow.queued {
+            self.tx.retain(|&queued| queued != index);
+        }
+        if flow.dirty {
+            self.dirty.retain(|&dirty| dirty != index);
+        }
+        if flow.buried {
+            self.graves.retain(|&grave| grave != index);
+        }
+        if let Some(timer) = flow.timer {
+            self.wheel.cancel(timer);
+        }
+        flow.tcb.release(&mut self.pool, &mut self.budget, &mut self.memory);
+    }
+
+    /// Ends the most idle flow of a sample, to make room; false when none is idle enough.
+    pub(super) fn evict(&mut self, now: Instant) -> bool {
+        let slots = self.flows.slots() as u32;
+        let mut oldest: Option<(u32, Instant)> = None;
+        for step in 0..EVICT_SAMPLE.min(slots) {
+            let index = (self.evict_cursor + step) % slots;
+            if let Some(flow) = self.flows.at(index)
+                && !flow.over
+                && oldest.is_none_or(|(_, at)| flow.last_active < at)
+            {
+                oldest = Some((index, flow.last_active));
+            }
+        }
+        self.evict_cursor = (self.evict_cursor + EVICT_SAMPLE) % slots.max(1);
+        let Some((index, at)) = oldest else { return false };
+        let waits = self.flows.at(index).is_some_and(|flow| flow.tcb.state() == State::TimeWait);
+        if !waits && now.since(at) < EVICT_MIN_IDLE {
+            return false;
+        }
+        self.stats.flows_evicted += 1;
+        self.end(now, index, CloseReason::Evicted);
+        true
+    }
+
+    /// The initial sequence number of RFC 6528, section 3: a clock of 4 µs ticks and a keyed hash of both ends.
+    pub(super) fn initial_sequence(&self, now: Instant, key: &FlowKey) -> SeqNumber {
+        let [k0, k1] = self.config.secrets.isn;
+        let mut hasher = SipHasher24::new_with_keys(k0, k1);
+        core::hash::Hash::hash(key, &mut hasher);
+        SeqNumber((now.nanos() / 4_000).wrapping_add(hasher.finish()) as u32)
+    }
+
+    pub(super) fn shutdown(&mut self, now: Instant) {
+        for index in 0..self.flows.slots() as u32 {
+            self.end(now, index, CloseReason::Shutdown);
+        }
+        self.fragments.clear(&mut self.pool);
+        self.close_sessions();
+    }
+
+    pub(super) fn snapshot(&self) -> StackStats {
+        let mut stats = self.stats.clone();
+        stats.flows = self.flows.len() as u64;
+        stats.sessions = self.sessions.len() as u64;
+        stats.reassembly_bytes = self.budget.used();
+        stats.reassembly_bytes_peak = self.budget.peak();
+        stats.reassembly_bytes_total = self.budget.total_in();
+        stats.drops.merge(self.fragments.lost());
+        let fragments = self.fragments.stats();
+        stats.fragment_bytes = fragments.bytes;
+        stats.fragment_bytes_peak = fragments.bytes_peak;
+        stats.fragment_bytes_total = fragments.bytes_total;
+        stats.buffered = self.memory.used();
+        stats.timers = self.wheel.len() as u64;
+        stats.stages = self.probe.times;
+        stats.stages.nanos[crate::stats::Stage::Transmit as usize] =
+            self.probe_out.times.nanos[crate::stats::Stage::Transmit as usize];
+        stats
+    }
+}

@@ -1,0 +1,251 @@
+//! The way in: a packet is parsed once, verified, joined from fragments, and handed to its flow.
+
+use core::net::IpAddr;
+use std::sync::Arc;
+
+use super::api::{Disposition, Packet, Request};
+use super::flows::Flow;
+use super::owner::worker_of;
+use super::{Held, Inner};
+use crate::flow::{FlowKey, FlowMap};
+use crate::fragment::Outcome;
+use crate::stats::{DropReason, Stage};
+use crate::tcp::Tcb;
+use crate::time::Instant;
+use crate::wire::icmp::IcmpError;
+use crate::wire::ip::Ip;
+use crate::wire::tcp::{Flags, SeqNumber, Tcp};
+use crate::wire::{self, protocol};
+
+/// A locked shard: the one that is held, or the one asked for instead of it.
+pub(super) fn shard<'h, 'm>(
+    map: &'m FlowMap<u32>,
+    held: &'h mut Held<'m>,
+    hash: u64,
+) -> &'h mut crate::flow::ShardGuard<'m, u32> {
+    let wanted = map.shard_of(hash);
+    if held.as_ref().is_none_or(|(shard, _)| *shard != wanted) {
+        // The old guard goes first: a thread never holds two shards, so there is no order to get wrong.
+        *held = None;
+        *held = Some((wanted, map.lock(wanted)));
+    }
+    match held {
+        Some((_, guard)) => guard,
+        None => unreachable!("set just above"),
+    }
+}
+
+impl Inner {
+    /// Takes one packet as far as it goes now.
+    #[inline]
+    pub(super) fn ingress<'m>(
+        &mut self,
+        now: Instant,
+        packet: Packet,
+        map: &'m Arc<FlowMap<u32>>,
+        held: &mut Held<'m>,
+    ) -> Disposition {
+        self.stats.packets_in += 1;
+        self.stats.bytes_in += packet.buf.len() as u64;
+        self.probe.begin();
+        let disposition = self.parsed(now, packet, map, held);
+        self.probe.end();
+        disposition
+    }
+
+    /// Drops a packet: its buffer goes back, its reason is counted.
+    #[inline]
+    pub(super) fn refuse(&mut self, packet: Packet, reason: DropReason) -> Disposition {
+        self.pool.free(packet.buf);
+        self.stats.drops.add(reason);
+        Disposition::Dropped(reason)
+    }
+
+    fn parsed<'m>(
+        &mut self,
+        now: Instant,
+        mut packet: Packet,
+        map: &'m Arc<FlowMap<u32>>,
+        held: &mut Held<'m>,
+    ) -> Disposition {
+        let mut ip = match Ip::parse(packet.buf.as_slice()) {
+            Ok(ip) => ip,
+            Err(reason) => return self.refuse(packet, reason),
+        };
+        self.probe.mark(Stage::Parse);
+        if ip.fragment.is_some() {
+            match self.fragments.handle(now, packet.buf, &ip, &mut self.pool) {
+                Outcome::Pending => {
+                    self.probe.mark(Stage::Reassembly);
+                    return Disposition::Accepted;
+                }
+                Outcome::Dropped(reason) => {
+                    self.stats.drops.add(reason);
+                    return Disposition::Dropped(reason);
+                }
+                Outcome::Complete(whole) => packet = Packet::plain(whole),
+            }
+            self.probe.mark(Stage::Reassembly);
+            ip = match Ip::parse(packet.buf.as_slice()) {
+                Ok(ip) if ip.fragment.is_none() => ip,
+                Ok(_) => return self.refuse(packet, DropReason::FragmentBad),
+                Err(reason) => return self.refuse(packet, reason),
+            };
+        }
+        packet.buf.truncate(ip.total as usize);
+        match ip.protocol {
+            protocol::TCP => self.tcp_packet(now, packet, &ip, map, held),
+            protocol::UDP => self.udp_packet(now, packet, &ip, map),
+            protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(packet, &ip),
+            protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(packet, &ip),
+            _ => {
+                self.send_error(now, &ip, packet.buf.as_slice(), IcmpError::ProtocolUnreachable);
+                self.refuse(packet, DropReason::Unsupported)
+            }
+        }
+    }
+
+    fn tcp_packet<'m>(
+        &mut self,
+        now: Instant,
+        mut packet: Packet,
+        ip: &Ip,
+        map: &'m Arc<FlowMap<u32>>,
+        held: &mut Held<'m>,
+    ) -> Disposition {
+        let bytes = packet.buf.as_slice();
+        let segment = match Tcp::parse(&bytes[ip.payload as usize..]) {
+            Ok(segment) => segment,
+            Err(reason) => return self.refuse(packet, reason),
+        };
+        self.probe.mark(Stage::Parse);
+        if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {
+            return self.refuse(packet, DropReason::TcpChecksum);
+        }
+        self.probe.mark(Stage::Checksum);
+        let key = FlowKey::new(ip.src, segment.src_port, ip.dst, segment.dst_port, protocol::TCP);
+        let hash = map.hash(&key);
+        let owner = worker_of(map, self.workers, hash);
+        if owner != self.worker {
+            // The checksum has been looked at; the owner need not do so again.
+            packet.checksum_trusted = true;
+            self.foreign.push_back((owner, packet));
+            return Disposition::Foreign;
+        }
+        let found = shard(map, held, hash).get(hash, &key).copied();
+        self.probe.mark(Stage::Lookup);
+        let index = match found {
+            Some(index) if !self.starts_anew(index, &segment) => index,
+            Some(index) => {
+                let least = self.flows.at(index).map(|flow| flow.tcb.next_isn());
+                self.bury_one(index, shard(map, held, hash));
+                return self.opened(now, packet, &segment, key, hash, least, shard(map, held, hash));
+            }
+            None if starts_flow(segment.flags) => {
+                return self.opened(now, packet, &segment, key, hash, None, shard(map, held, hash));
+            }
+            None => {
+                let payload = packet.buf.len() - ip.payload as usize - segment.header_len as usize;
+                self.reset_stranger(ip, &segment, payload);
+                return self.refuse(packet, DropReason::TcpNoFlow);
+            }
+        };
+        let mut payload = packet.buf;
+        payload.advance(ip.payload as usize + segment.header_len as usize);
+        let Inner { flows, config, pool, budget, memory, stats, .. } = self;
+        let Some(flow) = flows.at_mut(index) else {
+            // The map names only live flows; a stale entry would be a defect, not the client's fault.
+            debug_assert!(false, "flow map entry without a flow");
+            pool.free(payload);
+            return Disposition::Dropped(DropReason::TcpNoFlow);
+        };
+        flow.last_active = now;
+        let mut ctx = super::flows::context(now, config, pool, budget, memory, stats);
+        flow.tcb.handle_segment(&mut ctx, &segment, payload);
+        self.touch(index);
+        self.probe.mark(Stage::Tcp);
+        Disposition::Accepted
+    }
+
+    /// Whether a segment for a flow that is over, or as good as over, is the SYN of its successor
+    /// (RFC 9293, section 3.10.7.4, TIME-WAIT; RFC 6191).
+    fn starts_anew(&self, index: u32, segment: &Tcp) -> bool {
+        starts_flow(segment.flags) && self.flows.at(index).is_none_or(|flow| flow.over || flow.tcb.may_reopen(segment))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the lookup has found, handed on")]
+    fn opened(
+        &mut self,
+        now: Instant,
+        packet: Packet,
+        syn: &Tcp,
+        key: FlowKey,
+        hash: u64,
+        least: Option<SeqNumber>,
+        guard: &mut crate::flow::ShardGuard<'_, u32>,
+    ) -> Disposition {
+        match self.open(now, syn, key, hash, least, guard) {
+            Ok(index) => {
+                self.pool.free(packet.buf);
+                self.touch(index);
+                self.probe.mark(Stage::Tcp);
+                Disposition::Accepted
+            }
+            Err(reason) => self.refuse(packet, reason),
+        }
+    }
+
+    /// Makes a flow for a SYN and asks for its upstream. `least` is the smallest initial sequence number that cannot be
+    /// confused with a predecessor's.
+    fn open(
+        &mut self,
+        now: Instant,
+        syn: &Tcp,
+        key: FlowKey,
+        hash: u64,
+        least: Option<SeqNumber>,
+        guard: &mut crate::flow::ShardGuard<'_, u32>,
+    ) -> Result<u32, DropReason> {
+        if syn.src_port == 0 || syn.dst_port == 0 {
+            return Err(DropReason::TcpMalformed);
+        }
+        if self.stats.pending >= u64::from(self.config.max_pending_connects) {
+            return Err(DropReason::PendingFull);
+        }
+        if self.flows.len() >= self.config.max_tcp_flows as usize && !self.evict(now) {
+            return Err(DropReason::FlowTableFull);
+        }
+        let mss = local_mss(self.config.mtu, key.src());
+        let isn = self.initial_sequence(now, &key);
+        let isn = least.map_or(isn, |least| least.max(isn));
+        let Inner { flows, config, pool, budget, memory, stats, .. } = self;
+        let mut ctx = super::flows::context(now, config, pool, budget, memory, stats);
+        let tcb = Tcb::accept(&mut ctx, syn, isn, mss);
+        let Some(id) = flows.insert_with(|_| Flow::new(tcb, key, hash, now)) else {
+            return Err(DropReason::FlowTableFull);
+        };
+        if guard.insert(hash, key, id.index, now).is_err() {
+            if let Some(flow) = self.flows.remove(id.index) {
+                flow.tcb.release(&mut self.pool, &mut self.budget, &mut self.memory);
+            }
+            return Err(DropReason::FlowTableFull);
+        }
+        self.stats.pending += 1;
+        self.stats.flows_opened += 1;
+        self.stats.flows_peak = self.stats.flows_peak.max(self.flows.len() as u64);
+        self.requests.push_back(Request::Connect { flow: id, client: key.source(), target: key.destination() });
+        Ok(id.index)
+    }
+}
+
+/// Whether these flags ask for a new connection.
+fn starts_flow(flags: Flags) -> bool {
+    flags.syn() && !flags.intersects(Flags::ACK.with(Flags::RST).with(Flags::FIN))
+}
+
+/// The largest payload of a TCP segment on this device (RFC 9293, section 3.7.1): the MTU less both headers.
+pub(super) fn local_mss(mtu: u16, client: IpAddr) -> u16 {
+    let headers = if client.is_ipv4() { 40 } else { 60 };
+    // RFC 9293, section 3.7.1: 536 is what every host must take; smaller MTUs exist, but not below IPv4's 68.
+    mtu.saturating_sub(headers).max(8)
+}
