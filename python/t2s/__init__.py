@@ -14,6 +14,7 @@ from t2s._core import (
     ConfigError,
     DecodeError,
     FlowMap,
+    FragmentReassembler,
     Histogram,
     Lab,
     LabError,
@@ -26,6 +27,7 @@ from t2s._core import (
     __version__,
     checksum,
     checksum_kernels,
+    fragment,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "ConfigError",
     "DecodeError",
     "FlowMap",
+    "FragmentReassembler",
     "Histogram",
     "Lab",
     "LabError",
@@ -45,6 +48,7 @@ __all__ = [
     "__version__",
     "checksum",
     "checksum_kernels",
+    "fragment",
 ]
 
 # Name here -> module that has it: imported on first use.

@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "DecodeError",
     "FlowMap",
+    "FragmentReassembler",
     "Histogram",
     "Lab",
     "LabError",
@@ -23,6 +24,7 @@ __all__ = [
     "__version__",
     "checksum",
     "checksum_kernels",
+    "fragment",
 ]
 
 __version__: Final[str]
@@ -41,6 +43,7 @@ class TableFull(T2sError): ...
 
 def checksum(data: _Bytes, kernel: str = "auto", *, initial: int = 0) -> int: ...
 def checksum_kernels() -> list[str]: ...
+def fragment(packet: _Bytes, mtu: int, *, ident: int = 0) -> list[bytes]: ...
 
 @final
 class Histogram:
@@ -131,4 +134,24 @@ class StreamReassembler:
     def held_bytes(self) -> int: ...
     @property
     def segments(self) -> int: ...
+    def stats(self) -> dict[str, Any]: ...
+
+@final
+class FragmentReassembler:
+    def __new__(
+        cls,
+        *,
+        total_bytes: int | None = None,
+        datagrams: int | None = None,
+        fragments: int | None = None,
+        age_ns: int | None = None,
+        bounded: bool = True,
+        seed: int = 0,
+        pool: MemoryPool | None = None,
+    ) -> FragmentReassembler: ...
+    def handle(self, packet: _Bytes, now_ns: int = 0) -> bytes | None: ...
+    def expire(self, now_ns: int) -> None: ...
+    def clear(self) -> None: ...
+    @property
+    def next_timeout_ns(self) -> int | None: ...
     def stats(self) -> dict[str, Any]: ...

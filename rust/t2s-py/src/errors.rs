@@ -66,3 +66,10 @@ impl IntoPyErr for CoreLabError {
         }
     }
 }
+
+impl IntoPyErr for t2s_core::stats::DropReason {
+    /// All reasons are one exception: what tells them apart is their stable name, the same as in counters.
+    fn into_py_err(self) -> PyErr {
+        PacketError::new_err(self.name())
+    }
+}

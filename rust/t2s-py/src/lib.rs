@@ -14,6 +14,7 @@ mod bytes;
 mod checksum;
 mod errors;
 mod flow_map;
+mod fragment;
 mod histogram;
 mod lab;
 mod pool;
@@ -30,6 +31,8 @@ mod _core {
     use crate::errors::{ConfigError, DecodeError, LabError, PacketError, PoolExhausted, T2sError, TableFull};
     #[pymodule_export]
     use crate::flow_map::FlowMap;
+    #[pymodule_export]
+    use crate::fragment::{FragmentReassembler, fragment};
     #[pymodule_export]
     use crate::histogram::Histogram;
     #[pymodule_export]
