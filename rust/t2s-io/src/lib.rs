@@ -8,5 +8,6 @@ pub mod config;
 pub mod dial;
 pub mod load;
 pub mod log;
+pub mod replay;
 pub mod sys;
 pub mod tun;

@@ -1,0 +1,645 @@
+//! Runs a script against a live stack.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Wall};
+
+use t2s_core::buf::Pool;
+use t2s_core::checksum::update_u32;
+use t2s_core::config::Config;
+use t2s_core::flow::{FlowMap, FlowMapConfig};
+use t2s_core::stack::{CloseReason, Disposition, FlowId, Packet, Refusal, Request, Stack, StackStats};
+use t2s_core::time::{Instant, SECONDS, no_clock};
+use t2s_core::udp::SessionId;
+use t2s_core::wire::ip::Ip;
+use t2s_core::wire::tcp::{Flags, SeqNumber, Tcp};
+use t2s_core::wire::{self, protocol};
+
+use super::capture::Capture;
+use super::script::{Answer, ClientSegment, Script, Step};
+
+/// Headroom of buffers from the simulated upstream: that of the tunnel's.
+const HEADROOM: usize = 128;
+
+/// Bytes that the simulated upstream hands over at once: a socket read of ordinary size.
+const CHUNK: usize = 8 * 1024;
+
+/// Acknowledgements that may be made up in a row while one captured acknowledgement waits. A window doubles with each
+/// round trip, so even a gigabyte takes fewer.
+const MAX_SYNTHETIC: u32 = 1_024;
+
+/// Time that the stack gets after the last packet, in steps of one second: enough for TIME-WAIT.
+const LINGER_STEPS: u64 = 5;
+
+/// How fast a capture is replayed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pace {
+    /// As fast as the core can.
+    Max,
+    /// Recorded gaps divided by this factor; 1.0 is the recorded speed. Finite and above 0.
+    Times(f64),
+}
+
+/// What to replay, and how.
+#[derive(Clone, Debug)]
+pub struct ReplayOptions {
+    /// Settings of the core.
+    pub config: Config,
+    /// Speed.
+    pub pace: Pace,
+    /// Keep the bytes and datagrams that were delivered upstream, not only their number.
+    pub keep: bool,
+}
+
+/// Watches a replay, packet by packet.
+pub trait Observer {
+    /// A client packet is about to enter the stack.
+    fn begin(&mut self);
+    /// It has had its effect.
+    fn end(&mut self, accepted: bool);
+    /// Whether to end the replay now.
+    fn stopped(&mut self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn begin(&mut self) {}
+    fn end(&mut self, _accepted: bool) {}
+}
+
+/// One TCP connection of the capture, as replayed.
+#[derive(Clone, Debug)]
+pub struct ReplayFlow {
+    /// The client's end.
+    pub client: SocketAddr,
+    /// The server's end.
+    pub server: SocketAddr,
+    /// Bytes that the core delivered upstream.
+    pub bytes_up: u64,
+    /// The same, if kept.
+    pub stream: Vec<u8>,
+    /// Bytes that the upstream handed to the core.
+    pub bytes_down: u64,
+    /// Of the upstream's bytes, those that the capture missed (replayed as zeros).
+    pub missing: u64,
+    /// The client's FIN was delivered.
+    pub finished: bool,
+    /// How it ended in the live stack; `None` if it was still open at the end.
+    pub closed: Option<CloseReason>,
+}
+
+/// A datagram that the core delivered upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplayDatagram {
+    /// The client's end.
+    pub client: SocketAddr,
+    /// Where it went.
+    pub target: SocketAddr,
+    /// Its payload, if kept.
+    pub payload: Vec<u8>,
+}
+
+/// What a replay did.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// TCP connections in the order of their SYNs.
+    pub flows: Vec<ReplayFlow>,
+    /// Datagrams in order.
+    pub datagrams: Vec<ReplayDatagram>,
+    /// Client packets replayed.
+    pub packets: u64,
+    /// Of these, accepted by the core.
+    pub accepted: u64,
+    /// Packets that the core sent to the client.
+    pub replies: u64,
+    /// Of these, with a wrong checksum or unparsable: 0 unless the core is broken.
+    pub corrupt: u64,
+    /// Acknowledgements that were made up because the live stack needed more round trips than the captured one.
+    pub synthetic_acks: u64,
+    /// Acknowledgements of bytes that the live stack had not sent, lowered to what it had.
+    pub lowered_acks: u64,
+    /// TCP packets of connections that the capture joined midway, left out.
+    pub midway: u64,
+    /// Packets between strangers, left out.
+    pub other: u64,
+    /// Counters of the core before its shutdown.
+    pub stats: StackStats,
+    /// Bytes of pool buffers alive after the shutdown: 0 unless the core leaks.
+    pub bytes_live: u64,
+}
+
+/// Replays a capture.
+pub fn replay(capture: &Capture, options: &ReplayOptions, pool: &Pool, observer: &mut impl Observer) -> Replay {
+    let script = Script::new(capture);
+    let mut player = Player::new(&script, options, pool);
+    let started = Wall::now();
+    for (at, step) in &script.steps {
+        if observer.stopped() {
+            break;
+        }
+        if let Pace::Times(factor) = options.pace {
+            let due = started + Duration::from_nanos((*at as f64 / factor) as u64);
+            std::thread::sleep(due.saturating_duration_since(Wall::now()));
+        }
+        player.advance(Instant::from_nanos(ORIGIN + at));
+        player.step(step, observer);
+    }
+    player.finish(&script, pool)
+}
+
+/// The stack's time of the capture's first packet; not 0, so that "earlier" exists.
+const ORIGIN: u64 = SECONDS;
+
+/// A scripted flow in the live stack.
+#[derive(Default)]
+struct Live {
+    id: Option<FlowId>,
+    isn: Option<SeqNumber>,
+    /// End of what the stack has sent, relative to its initial sequence number.
+    sent: u32,
+    /// The newest timestamp value that the stack sent.
+    timestamp: u32,
+    /// Bytes that the upstream has, and those it has handed over.
+    available: usize,
+    pushed: usize,
+    finish: bool,
+    finish_sent: bool,
+    answered: bool,
+    bytes_up: u64,
+    stream: Vec<u8>,
+    finished: bool,
+    closed: Option<CloseReason>,
+}
+
+struct Player<'a> {
+    script: &'a Script,
+    keep: bool,
+    stack: Stack,
+    now: Instant,
+    live: Vec<Live>,
+    /// The flow that a pair of ends means now.
+    current: BTreeMap<(SocketAddr, SocketAddr), usize>,
+    by_id: BTreeMap<u64, usize>,
+    sessions: BTreeMap<SocketAddr, SessionId>,
+    /// Datagrams for clients whose session is not there (yet, or any more) are dropped, as a network would.
+    datagrams: Vec<ReplayDatagram>,
+    packets: u64,
+    accepted: u64,
+    replies: u64,
+    corrupt: u64,
+    synthetic_acks: u64,
+    lowered_acks: u64,
+    blocked: BTreeSet<usize>,
+}
+
+impl<'a> Player<'a> {
+    fn new(script: &'a Script, options: &ReplayOptions, pool: &Pool) -> Self {
+        let map = FlowMap::new(FlowMapConfig {
+            shards: 1,
+            capacity: options.config.max_tcp_flows as usize,
+            hash_key: options.config.secrets.flow_hash,
+            clock: no_clock,
+        });
+        let now = Instant::from_nanos(ORIGIN);
+        Self {
+            script,
+            keep: options.keep,
+            stack: Stack::new(options.config.clone(), pool, Arc::new(map), 0, 1, now),
+            now,
+            live: script.flows.iter().map(|_| Live::default()).collect(),
+            current: BTreeMap::new(),
+            by_id: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            datagrams: Vec::new(),
+            packets: 0,
+            accepted: 0,
+            replies: 0,
+            corrupt: 0,
+            synthetic_acks: 0,
+            lowered_acks: 0,
+            blocked: BTreeSet::new(),
+        }
+    }
+
+    /// Runs timers up to `until`.
+    fn advance(&mut self, until: Instant) {
+        while let Some(due) = self.stack.next_timeout()
+            && due <= until
+        {
+            self.now = self.now.max(due);
+            self.stack.handle_timeout(self.now);
+            self.drive();
+            if self.stack.next_timeout() == Some(due) {
+                // A lower bound that did not move: the rest comes with the next step.
+                break;
+            }
+        }
+        self.now = self.now.max(until);
+        self.stack.handle_timeout(self.now);
+    }
+
+    fn step(&mut self, step: &Step, observer: &mut impl Observer) {
+        match step {
+            Step::Client { packet, segment } => self.client(packet, *segment, observer),
+            Step::Answer { flow, answer } => self.answer(*flow, *answer),
+            Step::Bytes { flow, upto } => {
+                let live = &mut self.live[*flow];
+                live.available = live.available.max(*upto);
+                self.push(*flow);
+            }
+            Step::Finish { flow } => {
+                self.live[*flow].finish = true;
+                self.push(*flow);
+            }
+            Step::Reset { flow } => {
+                if let Some(id) = self.live[*flow].id {
+                    self.stack.upstream_reset(self.now, id);
+                }
+            }
+            Step::Datagram { client, from, payload } => {
+                if let Some(&session) = self.sessions.get(client)
+                    && let Ok(buf) = self.stack.pool().alloc_copy(payload, HEADROOM)
+                {
+                    self.stack.datagram(self.now, session, *from, buf);
+                }
+            }
+        }
+        self.drive();
+    }
+
+    fn answer(&mut self, flow: usize, answer: Answer) {
+        let live = &mut self.live[flow];
+        let Some(id) = live.id else { return };
+        if core::mem::replace(&mut live.answered, true) {
+            return;
+        }
+        match answer {
+            Answer::Connected => self.stack.connected(self.now, id),
+            Answer::Refused => self.stack.refused(self.now, id, Refusal::Refused),
+            Answer::HostUnreachable => self.stack.refused(self.now, id, Refusal::HostUnreachable),
+            Answer::NetUnreachable => self.stack.refused(self.now, id, Refusal::NetUnreachable),
+            Answer::Prohibited => self.stack.refused(self.now, id, Refusal::Prohibited),
+        }
+    }
+
+    /// Hands the upstream's bytes to the stack as far as there is room.
+    fn push(&mut self, flow: usize) {
+        let Some(id) = self.live[flow].id else { return };
+        loop {
+            let live = &self.live[flow];
+            let wanted = (live.available - live.pushed).min(CHUNK).min(self.stack.room(id));
+            if wanted == 0 {
+                break;
+            }
+            let bytes = &self.script.flows[flow].bytes[live.pushed..live.pushed + wanted];
+            let Ok(buf) = self.stack.pool().alloc_copy(bytes, HEADROOM) else { break };
+            if let Err(buf) = self.stack.upstream_data(self.now, id, buf) {
+                self.stack.free(buf);
+                break;
+            }
+            self.live[flow].pushed += wanted;
+        }
+        let live = &mut self.live[flow];
+        if live.finish && live.pushed == live.available && !core::mem::replace(&mut live.finish_sent, true) {
+            self.stack.upstream_eof(self.now, id);
+        }
+        if live.pushed < live.available {
+            self.blocked.insert(flow);
+        } else {
+            self.blocked.remove(&flow);
+        }
+    }
+
+    fn client(&mut self, packet: &[u8], segment: Option<ClientSegment>, observer: &mut impl Observer) {
+        let mut packet = packet.to_vec();
+        complete_checksum(&mut packet);
+        if let Some(segment) = segment {
+            let script = &self.script.flows[segment.flow];
+            if segment.syn {
+                self.current.insert((script.client, script.server), segment.flow);
+            }
+            if let Some(ack) = segment.ack {
+                self.wait_for(segment.flow, ack, &packet);
+                self.map_acknowledgement(segment.flow, ack, &mut packet);
+            }
+        }
+        self.packets += 1;
+        let Ok(buf) = self.stack.pool().alloc_copy(&packet, 0) else { return };
+        observer.begin();
+        let accepted = !matches!(self.stack.handle_packet(self.now, Packet::plain(buf)), Disposition::Dropped(_));
+        self.drive();
+        observer.end(accepted);
+        self.accepted += u64::from(accepted);
+    }
+
+    /// Gets the stack to send what the client is about to acknowledge.
+    fn wait_for(&mut self, flow: usize, ack: u32, packet: &[u8]) {
+        if !self.live[flow].answered {
+            self.answer(flow, Answer::Connected);
+            self.drive();
+        }
+        let wanted = (ack as usize).saturating_sub(1);
+        let known = self.script.flows[flow].bytes.len();
+        let live = &mut self.live[flow];
+        live.available = live.available.max(wanted.min(known));
+        self.push(flow);
+        self.drive();
+        let mut last = 0;
+        for _ in 0..MAX_SYNTHETIC {
+            let live = &self.live[flow];
+            if live.sent >= ack || live.sent == last || live.closed.is_some() {
+                break;
+            }
+            last = live.sent;
+            let Some(isn) = live.isn else { break };
+            let Some(made) = pure_ack(packet, isn + last, live.timestamp) else { break };
+            let Ok(buf) = self.stack.pool().alloc_copy(&made, 0) else { break };
+            self.synthetic_acks += 1;
+            self.stack.handle_packet(self.now, Packet::plain(buf));
+            self.push(flow);
+            self.drive();
+        }
+    }
+
+    /// Rewrites what a client's packet says about the captured server's stream into what the live stack has sent.
+    fn map_acknowledgement(&mut self, flow: usize, ack: u32, packet: &mut [u8]) {
+        let live = &self.live[flow];
+        let (Some(isn), Some(captured)) = (live.isn, self.script.flows[flow].server_isn) else { return };
+        if ack > live.sent {
+            self.lowered_acks += 1;
+        }
+        rewrite(packet, isn + ack.min(live.sent), isn - captured, live.timestamp);
+    }
+
+    /// Does what the stack asks for and looks at what it sends, until it is quiet.
+    fn drive(&mut self) {
+        loop {
+            while let Some(request) = self.stack.poll_request(self.now) {
+                self.request(request);
+            }
+            let Some(transmit) = self.stack.poll_transmit(self.now) else { break };
+            let mut bytes = vec![0; transmit.len()];
+            let whole = transmit.copy_to(&mut bytes).is_some();
+            self.replies += 1;
+            if !whole || !self.reply(&bytes) {
+                self.corrupt += 1;
+            }
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Connect { flow, client, target } => {
+                if let Some(&index) = self.current.get(&(client, target)) {
+                    self.by_id.insert(flow.to_bits(), index);
+                    self.live[index].id = Some(flow);
+                }
+            }
+            Request::Readable(id) => {
+                let Some(&flow) = self.by_id.get(&id.to_bits()) else { return };
+                let live = &mut self.live[flow];
+                let mut taken = 0;
+                for slice in self.stack.readable(id) {
+                    taken += slice.len();
+                    if self.keep {
+                        live.stream.extend_from_slice(slice);
+                    }
+                }
+                live.bytes_up += taken as u64;
+                self.stack.consume(self.now, id, taken);
+            }
+            Request::Writable(id) => {
+                if let Some(&flow) = self.by_id.get(&id.to_bits()) {
+                    self.push(flow);
+                }
+            }
+            Request::Finish(id) => {
+                if let Some(&flow) = self.by_id.get(&id.to_bits()) {
+                    self.live[flow].finished = true;
+                }
+            }
+            Request::Closed(id, reason) => {
+                if let Some(flow) = self.by_id.remove(&id.to_bits()) {
+                    self.live[flow].closed = Some(reason);
+                    self.live[flow].id = None;
+                    self.blocked.remove(&flow);
+                }
+            }
+            Request::UdpOpen { session, client } => {
+                self.sessions.insert(client, session);
+            }
+            Request::Datagrams(session) => {
+                let client = self.stack.session_client(session);
+                while let Some((target, payload)) = self.stack.pop_datagram(session) {
+                    if let Some(client) = client {
+                        let kept = if self.keep { payload.as_slice().to_vec() } else { Vec::new() };
+                        self.datagrams.push(ReplayDatagram { client, target, payload: kept });
+                    }
+                    self.stack.free(payload);
+                }
+            }
+            Request::UdpClosed(session) => self.sessions.retain(|_, open| *open != session),
+        }
+    }
+
+    /// Looks at a packet that the stack sent; false when it is broken.
+    fn reply(&mut self, packet: &[u8]) -> bool {
+        let Ok(ip) = Ip::parse(packet) else { return false };
+        if ip.fragment.is_some() {
+            return true;
+        }
+        if !wire::verify_transport(t2s_core::checksum::Kernel::auto(), &ip, packet) {
+            return false;
+        }
+        if ip.protocol != protocol::TCP {
+            return true;
+        }
+        let segment = &packet[usize::from(ip.payload)..ip.total as usize];
+        let Ok(tcp) = Tcp::parse(segment) else { return false };
+        let ends = (SocketAddr::new(ip.dst, tcp.dst_port), SocketAddr::new(ip.src, tcp.src_port));
+        if let Some(&flow) = self.current.get(&ends) {
+            let live = &mut self.live[flow];
+            if tcp.flags.contains(Flags::SYN.with(Flags::ACK)) {
+                live.isn = Some(tcp.seq);
+            }
+            if let Some(isn) = live.isn
+                && !tcp.flags.rst()
+            {
+                let payload = segment.len() - usize::from(tcp.header_len);
+                let end = (tcp.seq + tcp.sequence_len(payload as u32)) - isn;
+                live.sent = live.sent.max(end.max(0) as u32);
+            }
+            if let Some((value, _)) = tcp.options.timestamp {
+                live.timestamp = value;
+            }
+        }
+        true
+    }
+
+    fn finish(mut self, script: &Script, pool: &Pool) -> Replay {
+        for _ in 0..LINGER_STEPS {
+            self.advance(self.now.plus(SECONDS));
+            for flow in self.blocked.clone() {
+                self.push(flow);
+            }
+            self.drive();
+        }
+        let stats = self.stack.stats();
+        let flows = self
+            .live
+            .iter_mut()
+            .zip(&script.flows)
+            .map(|(live, script)| ReplayFlow {
+                client: script.client,
+                server: script.server,
+                bytes_up: live.bytes_up,
+                stream: core::mem::take(&mut live.stream),
+                bytes_down: live.pushed as u64,
+                missing: script.missing as u64,
+                finished: live.finished,
+                closed: live.closed,
+            })
+            .collect();
+        self.stack.shutdown(self.now);
+        self.drive();
+        let Self { stack, datagrams, packets, accepted, replies, corrupt, synthetic_acks, lowered_acks, .. } = self;
+        drop(stack);
+        Replay {
+            flows,
+            datagrams,
+            packets,
+            accepted,
+            replies,
+            corrupt,
+            synthetic_acks,
+            lowered_acks,
+            midway: script.midway,
+            other: script.other,
+            stats,
+            bytes_live: pool.stats().bytes_live as u64,
+        }
+    }
+}
+
+/// Completes a transport checksum that the capturing machine left to its device: the field then holds the sum of the
+/// pseudo-header alone. Other wrong checksums stay wrong, they are part of what the client sent.
+fn complete_checksum(packet: &mut [u8]) {
+    let kernel = t2s_core::checksum::Kernel::auto();
+    let Ok(ip) = Ip::parse(packet) else { return };
+    let at = match ip.protocol {
+        protocol::TCP => 16,
+        protocol::UDP => 6,
+        _ => return,
+    };
+    if ip.fragment.is_some() || wire::verify_transport(kernel, &ip, packet) {
+        return;
+    }
+    let Some(segment) = packet.get_mut(usize::from(ip.payload)..ip.total as usize) else { return };
+    let Some(field) = segment.get(at..at + 2) else { return };
+    let field = [field[0], field[1]];
+    let partial = t2s_core::checksum::pseudo_header(ip.src, ip.dst, ip.protocol, segment.len() as u32).fold();
+    if field == partial.to_be_bytes() {
+        wire::fill_transport_checksum(kernel, ip.src, ip.dst, ip.protocol, segment);
+    }
+}
+
+/// Sets acknowledgement number, SACK edges and timestamp echo of a TCP packet, keeping its checksum as right or wrong as
+/// it was.
+fn rewrite(packet: &mut [u8], ack: SeqNumber, shift: i32, echo: u32) {
+    let Ok(ip) = Ip::parse(packet) else { return };
+    let Some(segment) = packet.get_mut(usize::from(ip.payload)..ip.total as usize) else { return };
+    let Ok(tcp) = Tcp::parse(segment) else { return };
+    put_u32(segment, 8, ack.0);
+    let end = usize::from(tcp.header_len);
+    let mut at = 20;
+    while at + 1 < end {
+        match segment[at] {
+            0 => break,
+            1 => at += 1,
+            kind => {
+                let len = usize::from(segment[at + 1]);
+                if len < 2 || at + len > end {
+                    break;
+                }
+                match kind {
+                    5 => {
+                        for edge in (at + 2..at + len).step_by(4).filter(|edge| edge + 4 <= at + len) {
+                            let old = get_u32(segment, edge);
+                            put_u32(segment, edge, old.wrapping_add_signed(shift));
+                        }
+                    }
+                    8 if len == 10 => put_u32(segment, at + 6, echo),
+                    _ => {}
+                }
+                at += len;
+            }
+        }
+    }
+}
+
+fn get_u32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+/// Writes a 32-bit field of a TCP segment and updates the checksum (RFC 1624).
+///
+/// Options need not be aligned to 16 bits: the field is then updated as the words that it touches.
+fn put_u32(segment: &mut [u8], at: usize, value: u32) {
+    let start = at & !1;
+    let words = |segment: &[u8]| (get_u32(segment, start), get_u32(segment, start + 2));
+    let odd = at != start;
+    let before = words(segment);
+    if let Some(field) = segment.get_mut(at..at + 4) {
+        field.copy_from_slice(&value.to_be_bytes());
+    } else {
+        return;
+    }
+    let after = words(segment);
+    let mut check = get_u32(segment, 16).to_be_bytes();
+    let mut sum = u16::from_be_bytes([check[0], check[1]]);
+    sum = update_u32(sum, before.0, after.0);
+    if odd {
+        sum = update_u32(sum, before.1 & 0xffff, after.1 & 0xffff);
+    }
+    check[..2].copy_from_slice(&sum.to_be_bytes());
+    segment[16..18].copy_from_slice(&check[..2]);
+}
+
+/// The client's packet without payload and flags but ACK, acknowledging `ack`.
+fn pure_ack(packet: &[u8], ack: SeqNumber, echo: u32) -> Option<Vec<u8>> {
+    let ip = Ip::parse(packet).ok()?;
+    let tcp = Tcp::parse(packet.get(usize::from(ip.payload)..ip.total as usize)?).ok()?;
+    let mut options = t2s_core::wire::tcp::Options::NONE;
+    options.timestamp = tcp.options.timestamp.map(|(value, _)| (value, echo));
+    let repr = t2s_core::wire::tcp::TcpRepr {
+        src_port: tcp.src_port,
+        dst_port: tcp.dst_port,
+        seq: tcp.seq,
+        ack,
+        flags: Flags::ACK,
+        window: tcp.window,
+        options,
+    };
+    let ip = t2s_core::wire::ip::IpRepr {
+        src: ip.src,
+        dst: ip.dst,
+        protocol: protocol::TCP,
+        ttl: ip.ttl,
+        ecn: 0,
+        payload_len: repr.header_len() as u32,
+        id: 0,
+        dont_fragment: true,
+    };
+    let mut out = vec![0; ip.header_len() + repr.header_len()];
+    let (head, tail) = out.split_at_mut(ip.header_len());
+    ip.emit(head);
+    repr.emit(tail);
+    wire::fill_transport_checksum(t2s_core::checksum::Kernel::auto(), ip.src, ip.dst, protocol::TCP, tail);
+    Some(out)
+}
