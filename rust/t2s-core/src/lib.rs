@@ -10,6 +10,7 @@ pub mod config;
 pub mod dns;
 pub mod flow;
 pub mod fragment;
+pub mod http_connect;
 pub mod icmp;
 mod order;
 pub mod reassembly;

@@ -1,0 +1,284 @@
+//! The client's side: greeting, password, request, reply.
+//!
+//! With `pipelined` everything is sent at once, before the proxy has said a word: one round trip instead of two or
+//! three. That works with proxies that read exactly one message at a time (as any that uses a stream properly does); a
+//! proxy that throws away what came with the greeting will then never answer, and the caller may try again without.
+
+use core::fmt;
+
+use super::address::{Address, AddressRef, needed};
+use super::{AUTH_VERSION, Credentials, Error, Inbox, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
+
+/// What the proxy shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Connect to the target.
+    Connect,
+    /// Relay datagrams (RFC 1928, section 7); the target is where they will come from, unspecified if not known.
+    UdpAssociate,
+}
+
+impl Command {
+    /// The code of RFC 1928, section 4.
+    const fn code(self) -> u8 {
+        match self {
+            Self::Connect => 1,
+            Self::UdpAssociate => 3,
+        }
+    }
+}
+
+/// What the handshake waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The proxy's choice of a method.
+    Method,
+    /// Its verdict on the password.
+    Password,
+    /// Its reply to the request (or, at a server, the request).
+    Request,
+    /// Nothing: it is over.
+    Over,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Method => "method selection",
+            Self::Password => "authentication",
+            Self::Request => "request",
+            Self::Over => "over",
+        })
+    }
+}
+
+/// How a handshake ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The stream (or the association) is open; the proxy's address at its other side, or of its relay.
+    Done {
+        /// BND.ADDR and BND.PORT.
+        bound: Address,
+    },
+    /// The proxy refused the request; never [`Reply::Succeeded`].
+    Refused(Reply),
+}
+
+#[derive(Debug)]
+enum State {
+    Method,
+    Password,
+    Reply,
+    Over(Outcome),
+    Failed,
+}
+
+/// A handshake with a proxy.
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    /// Credentials that will be sent if the proxy asks; `None` also when they were sent already.
+    credentials: Option<Credentials>,
+    /// The methods that were offered.
+    offered: &'static [u8],
+    /// The request, when it was not sent yet.
+    request: Vec<u8>,
+    out: Vec<u8>,
+    sent: usize,
+    inbox: Inbox,
+    pipelined: bool,
+}
+
+impl Handshake {
+    /// A handshake that asks for `command` on `target`. With credentials the password method is offered, and "none"
+    /// beside it unless `pipelined` (the password could not be sent along otherwise).
+    pub fn new(
+        target: &Address,
+        command: Command,
+        credentials: Option<Credentials>,
+        pipelined: bool,
+    ) -> Result<Self, Error> {
+        target.check()?;
+        let mut request = Vec::with_capacity(3 + super::address::ADDRESS_MAX);
+        request.extend_from_slice(&[VERSION, command.code(), 0]);
+        target.emit(&mut request);
+        let offered: &[u8] = match (&credentials, pipelined) {
+            (None, _) => &[METHOD_NONE],
+            (Some(_), true) => &[METHOD_PASSWORD],
+            (Some(_), false) => &[METHOD_NONE, METHOD_PASSWORD],
+        };
+        let mut handshake = Self {
+            state: State::Method,
+            credentials,
+            offered,
+            request,
+            out: Vec::new(),
+            sent: 0,
+            inbox: Inbox::default(),
+            pipelined,
+        };
+        handshake.out.extend_from_slice(&[VERSION, offered.len() as u8]);
+        handshake.out.extend_from_slice(offered);
+        if pipelined {
+            handshake.send_password();
+            handshake.send_request();
+        }
+        Ok(handshake)
+    }
+
+    /// Bytes to be sent to the proxy now; report what was taken with [`Handshake::handle_sent`].
+    #[must_use]
+    pub fn poll_transmit(&self) -> Option<&[u8]> {
+        self.out.get(self.sent..).filter(|rest| !rest.is_empty())
+    }
+
+    /// `n` more bytes were sent.
+    pub fn handle_sent(&mut self, n: usize) {
+        self.sent = (self.sent + n).min(self.out.len());
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+        }
+    }
+
+    /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the stream behind the
+    /// handshake (there are some only once [`Handshake::outcome`] is there).
+    pub fn handle(&mut self, data: &[u8]) -> Result<usize, Error> {
+        let mut taken = 0;
+        loop {
+            let rest = data.get(taken..).unwrap_or_default();
+            let (used, whole) = match self.state {
+                State::Method | State::Password => self.inbox.fill(rest, |_| 2),
+                State::Reply => self.inbox.fill(rest, reply_len),
+                State::Over(_) => return Ok(taken),
+                State::Failed => return Err(Error::AlreadyFailed),
+            };
+            taken += used;
+            if !whole {
+                return Ok(taken);
+            }
+            let result = match self.state {
+                State::Method => self.method(),
+                State::Password => self.password(),
+                State::Reply => self.reply(),
+                State::Over(_) | State::Failed => return Ok(taken),
+            };
+            self.inbox.clear();
+            match result {
+                Ok(next) => self.state = next,
+                Err(error) => {
+                    self.state = State::Failed;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.state {
+            State::Over(outcome) => Some(outcome),
+            State::Method | State::Password | State::Reply | State::Failed => None,
+        }
+    }
+
+    /// What it waits for: what to blame when the time is over or the proxy hangs up ([`Error::Closed`]).
+    pub fn stage(&self) -> Stage {
+        match self.state {
+            State::Method => Stage::Method,
+            State::Password => Stage::Password,
+            State::Reply => Stage::Request,
+            State::Over(_) | State::Failed => Stage::Over,
+        }
+    }
+
+    fn method(&mut self) -> Result<State, Error> {
+        let (version, method) = self.pair();
+        if version != VERSION {
+            return Err(Error::BadVersion(version));
+        }
+        if method == METHOD_REFUSED {
+            return Err(Error::NoAcceptableMethod);
+        }
+        if !self.offered.contains(&method) {
+            return Err(Error::UnofferedMethod(method));
+        }
+        if method == METHOD_PASSWORD {
+            self.send_password();
+            return Ok(State::Password);
+        }
+        self.send_request();
+        Ok(State::Reply)
+    }
+
+    fn password(&mut self) -> Result<State, Error> {
+        let (version, status) = self.pair();
+        // RFC 1929 says 1; some servers answer with the protocol's 5 and are let through.
+        if version != AUTH_VERSION && version != VERSION {
+            return Err(Error::BadAuthVersion(version));
+        }
+        if status != 0 {
+            return Err(Error::AuthenticationFailed(status));
+        }
+        self.send_request();
+        Ok(State::Reply)
+    }
+
+    fn reply(&mut self) -> Result<State, Error> {
+        let (version, code) = self.pair();
+        if version != VERSION {
+            return Err(Error::BadVersion(version));
+        }
+        let reply = Reply::from_code(code);
+        if reply != Reply::Succeeded {
+            return Ok(State::Over(Outcome::Refused(reply)));
+        }
+        let address = self.inbox.bytes.get(3..).unwrap_or_default();
+        match AddressRef::parse(address)? {
+            Some((bound, _)) => Ok(State::Over(Outcome::Done { bound: bound.to_owned()? })),
+            None => Err(Error::BadAddress),
+        }
+    }
+
+    /// The first two bytes of a message that is here.
+    fn pair(&self) -> (u8, u8) {
+        match *self.inbox.bytes {
+            [first, second, ..] => (first, second),
+            [..] => (0, 0),
+        }
+    }
+
+    fn send_password(&mut self) {
+        if let Some(credentials) = self.credentials.take() {
+            self.out.extend_from_slice(&[AUTH_VERSION, credentials.user().len() as u8]);
+            self.out.extend_from_slice(credentials.user());
+            self.out.push(credentials.password().len() as u8);
+            self.out.extend_from_slice(credentials.password());
+        }
+    }
+
+    fn send_request(&mut self) {
+        if self.out.is_empty() {
+            self.out = core::mem::take(&mut self.request);
+        } else {
+            self.out.append(&mut self.request);
+        }
+    }
+
+    /// Whether everything was sent at once.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined
+    }
+}
+
+/// Bytes of a reply, or of what must be known next. A refusal is known by its first two bytes: some proxies send no
+/// more before they close. A malformed address ends where that is seen.
+fn reply_len(known: &[u8]) -> usize {
+    match known {
+        [VERSION, 0, _, address @ ..] => 3 + needed(address).unwrap_or(address.len()),
+        [VERSION, 0] => 5,
+        [VERSION] | [] => 2,
+        // Another version, or a refusal.
+        [_] | [_, _, ..] => known.len().clamp(1, 2),
+    }
+}
