@@ -7,7 +7,7 @@ imported when it is first asked for, so that `import t2s` stays light.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2s._core import (
     Buffer,
@@ -30,6 +30,12 @@ from t2s._core import (
     fragment,
 )
 
+if TYPE_CHECKING:
+    from t2s.errors import ScenarioError
+    from t2s.results import Results
+    from t2s.runner import run_scenarios
+    from t2s.scenario import Scenario, ScenarioFile, load_scenarios
+
 __all__ = [
     "Buffer",
     "ConfigError",
@@ -42,6 +48,10 @@ __all__ = [
     "MemoryPool",
     "PacketError",
     "PoolExhausted",
+    "Results",
+    "Scenario",
+    "ScenarioError",
+    "ScenarioFile",
     "StreamReassembler",
     "T2sError",
     "TableFull",
@@ -49,10 +59,19 @@ __all__ = [
     "checksum",
     "checksum_kernels",
     "fragment",
+    "load_scenarios",
+    "run_scenarios",
 ]
 
 # Name here -> module that has it: imported on first use.
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {
+    "Results": "t2s.results",
+    "Scenario": "t2s.scenario",
+    "ScenarioError": "t2s.errors",
+    "ScenarioFile": "t2s.scenario",
+    "load_scenarios": "t2s.scenario",
+    "run_scenarios": "t2s.runner",
+}
 
 
 def __getattr__(name: str) -> Any:

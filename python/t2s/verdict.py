@@ -1,0 +1,294 @@
+"""Thresholds and what became of them: PASS, FAIL, or INCONCLUSIVE with its reason.
+
+A threshold's `fail_if` is evaluated on 10,000 bootstrap resamples of the rounds at once, one row each, so that any
+expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at most 2.5 %, else the rounds do not
+decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
+by side. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from t2s import expression
+from t2s.columns import COLUMNS
+from t2s.expression import Expression, baseline_name
+from t2s.results import Results, over_rounds
+from t2s.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, median_coverage, resampled_medians
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import polars as pl
+
+    from t2s.scenario import Threshold
+
+TAIL = (1 - CONFIDENCE) / 2
+
+OWN_INTERVALS = {
+    "rss_growth_percent_per_hour": ("rss_slope_low_percent_per_hour", "rss_slope_high_percent_per_hour"),
+}
+"""Columns that come with an interval of their own, from within each run."""
+
+STEAL_MS = 1.0
+"""Time taken by the hypervisor in one phase from which it is named, milliseconds."""
+
+OFF_CPU_NS = 2e6
+"""Off-CPU time in one iteration from which the machine is named, nanoseconds: longer than a scheduler's usual slice."""
+
+
+class Status(Enum):
+    """Outcome of a threshold, of a scenario, or of a run."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @staticmethod
+    def worst(statuses: Iterable[Status]) -> Status:
+        """FAIL outweighs INCONCLUSIVE outweighs PASS; of nothing, nothing is known."""
+        found = set(statuses)
+        if Status.FAIL in found:
+            return Status.FAIL
+        return Status.PASS if found == {Status.PASS} else Status.INCONCLUSIVE
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of `t2s bench`."""
+        return {Status.PASS: 0, Status.FAIL: 1, Status.INCONCLUSIVE: 3}[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One threshold on one scenario."""
+
+    scenario: str
+    threshold: Threshold
+    status: Status
+    fail_share: float | None
+    """Share of resamples in which `fail_if` held; None when it could not be evaluated."""
+    measured: float | None
+    """Left side of `fail_if`, when it is one comparison."""
+    limit: float | None
+    """Right side of it."""
+    ratio: Interval | None
+    """Measured over limit, with its interval over rounds."""
+    rounds: int
+    reasons: tuple[str, ...]
+
+    @property
+    def cell(self) -> str:
+        """The cell of the threshold table, in the reference's words."""
+        return {Status.PASS: "NO", Status.FAIL: "YES", Status.INCONCLUSIVE: "?"}[self.status]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All verdicts of a run."""
+
+    verdicts: tuple[Verdict, ...]
+    incomplete: tuple[str, ...]
+    """Scenarios that were to be run but have no load phase."""
+
+    def of(self, scenario: str) -> list[Verdict]:
+        """Return the verdicts of a scenario, in the order of the file's thresholds."""
+        return [verdict for verdict in self.verdicts if verdict.scenario == scenario]
+
+    def status(self, scenario: str) -> Status:
+        """Return the status of a scenario."""
+        return Status.worst(verdict.status for verdict in self.of(scenario))
+
+    @property
+    def overall(self) -> Status:
+        """Return the status of the run; what was not measured cannot pass."""
+        statuses = [verdict.status for verdict in self.verdicts]
+        return Status.worst([*statuses, *(Status.INCONCLUSIVE for _ in self.incomplete)])
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """Scenarios by status."""
+        names = dict.fromkeys([*(verdict.scenario for verdict in self.verdicts), *self.incomplete])
+        found = [Status.INCONCLUSIVE if name in self.incomplete else self.status(name) for name in names]
+        return {status: found.count(status) for status in Status}
+
+
+def evaluate(results: Results) -> Matrix:
+    """Evaluate every threshold of the file on the results' unchanged variant."""
+    measured = [
+        name for name in results.scenarios() if any(p.scenario == name and p.phase == "load" for p in results.phases)
+    ]
+    verdicts = [
+        judge(results, name, threshold)
+        for name in measured
+        for threshold in results.file.threshold
+        if threshold.applies_to(name)
+    ]
+    missing = tuple(scenario.name for scenario in results.file.scenario if scenario.name not in measured)
+    return Matrix(tuple(verdicts), missing)
+
+
+def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
+    """Evaluate one threshold on one scenario."""
+    fail_if = expression.parse(threshold.fail_if, COLUMNS)
+    frame, rounds = resampled(results, scenario, fail_if)
+    share = _share(frame, fail_if)
+    measured, limit, ratio = _sides(results, scenario, fail_if, frame, rounds)
+    reasons = list(_machine(results, scenario))
+    if share is None:
+        status = Status.INCONCLUSIVE
+        reasons[:0] = _missing(results, scenario, fail_if)
+    elif share >= 1 - TAIL:
+        status = Status.FAIL
+    elif share <= TAIL:
+        status = Status.PASS
+    else:
+        status = Status.INCONCLUSIVE
+        reasons.insert(0, f"the rounds disagree: it held in {share:.0%} of the resamples of {rounds} rounds")
+    if status is Status.INCONCLUSIVE and threshold.pass_if is not None:
+        pass_if = expression.parse(threshold.pass_if, COLUMNS)
+        settled, _ = resampled(results, scenario, pass_if)
+        if (_share(settled, pass_if) or 0.0) >= 1 - TAIL:
+            status = Status.PASS
+            reasons.insert(0, f"settled by {threshold.pass_reason or f'`{threshold.pass_if}`'}")
+    return Verdict(scenario, threshold, status, share, measured, limit, ratio, rounds, tuple(reasons))
+
+
+def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.DataFrame, int]:
+    """Return the frame that an expression is evaluated on, a row a resample, and the rounds behind it.
+
+    Facts and columns without a value stand as constants; a frame of facts alone has the same rows, all alike.
+    """
+    import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
+
+    baseline = results.file.baseline
+    own = {name: results.values(scenario, name) for name in needed.columns}
+    base = {name: results.values(baseline, name) for name in needed.baseline_columns}
+    paired = _paired_rounds([*own.values(), *base.values()])
+    series: list[pl.Series] = []
+    rounds = [len(paired)] if paired else []
+    for values, names, prefix, stream in ((own, needed.columns, False, 0), (base, needed.baseline_columns, True, 1)):
+        for name in sorted(names):
+            label = baseline_name(name) if prefix else name
+            found = [values[name][r] for r in paired] if paired else list(values[name].values())
+            column = COLUMNS[name]
+            if not found or not column.is_estimate:
+                # A fact about the worst round is about all rounds, paired or not.
+                constant = over_rounds(column.over, list(values[name].values()))
+                series.append(pl.repeat(constant, RESAMPLES, dtype=pl.Float64, eager=True).alias(label))
+                rounds.append(len(values[name]))
+            else:
+                drawn = resampled_medians(found, 0 if paired or scenario == baseline else stream)
+                series.append((drawn + _own_noise(results, scenario, name)).alias(label))
+                rounds.append(len(found))
+    frame = pl.DataFrame(series) if series else pl.DataFrame({"": [0.0]})
+    return frame, min(rounds, default=0)
+
+
+def _paired_rounds(columns: list[dict[int, float]]) -> list[int]:
+    """Return the rounds in which every column has a value, if they are all rounds of at least one; else none."""
+    filled = [set(column) for column in columns if column]
+    if not filled or len(filled) < len(columns):
+        return []
+    common = set.intersection(*filled)
+    # A soak has one long round: pairing it with one round of the baseline would throw the others away.
+    return sorted(common) if len(common) > 1 or all(len(rounds) == 1 for rounds in filled) else []
+
+
+def _own_noise(results: Results, scenario: str, column: str) -> pl.Series | float:
+    """Return the spread that a column's own interval stands for, as a normal deviate a resample."""
+    import random  # noqa: PLC0415 - beside its only use
+
+    import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
+
+    if column not in OWN_INTERVALS:
+        return 0.0
+    low, high = (results.values(scenario, name) for name in OWN_INTERVALS[column])
+    widths = [high[r] - low[r] for r in low if r in high]
+    if not widths:
+        return 0.0
+    draw = random.Random(SEED)  # noqa: S311 - resampling, no secret
+    sigma = sum(widths) / len(widths) / (2 * 1.96)
+    return pl.Series([draw.gauss(0.0, sigma) for _ in range(RESAMPLES)], dtype=pl.Float64)
+
+
+def _share(frame: pl.DataFrame, truth: Expression) -> float | None:
+    """Return the share of resamples in which an expression holds; None when it is unknown."""
+    outcome = frame.select(truth.to_polars().alias("outcome")).to_series()
+    return None if outcome.null_count() else float(outcome.cast(int).mean())  # type: ignore[arg-type]
+
+
+def _sides(
+    results: Results, scenario: str, fail_if: Expression, frame: pl.DataFrame, rounds: int
+) -> tuple[float | None, float | None, Interval | None]:
+    """Return both sides of a single comparison as measured, and their ratio over the resamples."""
+    import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
+
+    split = fail_if.comparison()
+    if split is None:
+        return None, None, None
+    left, _, right = split
+    point = pl.DataFrame(
+        {
+            **{
+                name: [over_rounds(COLUMNS[name].over, list(results.values(scenario, name).values()))]
+                for name in fail_if.columns
+            },
+            **{
+                baseline_name(name): [
+                    over_rounds(COLUMNS[name].over, list(results.values(results.file.baseline, name).values()))
+                ]
+                for name in fail_if.baseline_columns
+            },
+            "": [0.0],
+        }
+    )
+    measured, limit = (point.select(side.to_polars().cast(pl.Float64).alias("v")).item(0, 0) for side in (left, right))
+    ratio = None
+    if measured is not None and limit:
+        drawn = frame.select((left.to_polars() / right.to_polars()).cast(pl.Float64).alias("v")).to_series()
+        if drawn.null_count() == 0 and len(drawn) and bool(drawn.is_finite().all()):
+            low, high = (float(drawn.quantile(at) or 0.0) for at in (TAIL, 1 - TAIL))
+            ratio = Interval(low, measured / limit, high, rounds)
+    return measured, limit, ratio
+
+
+def _missing(results: Results, scenario: str, needed: Expression) -> list[str]:
+    """Name the columns without a value."""
+    reasons = []
+    for name in sorted(needed.columns):
+        if not results.values(scenario, name):
+            short = name == "rss_growth_percent_per_hour"
+            reasons.append("the run is too short to know the growth an hour" if short else f"no value of `{name}`")
+    reasons += [
+        f"no value of the baseline's `{name}`"
+        for name in sorted(needed.baseline_columns)
+        if not results.values(results.file.baseline, name)
+    ]
+    return reasons
+
+
+def _machine(results: Results, scenario: str) -> Iterable[str]:
+    """Name what the machine, not the core, did to this scenario's rounds."""
+    row = results.summary.filter((results.summary["scenario"] == scenario) & (results.summary["variant"] == ""))
+    if row.is_empty():
+        return
+    facts = row.row(0, named=True)
+    if facts["invalid_rounds"]:
+        causes = {p.invalid for p in results.phases if p.scenario == scenario and p.phase == "load" and p.invalid}
+        yield f"{facts['invalid_rounds']} rounds left out: {'; '.join(sorted(causes))}"
+    if facts["generator_bound"]:
+        yield f"generator_bound in {facts['generator_bound']}"
+    if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
+        yield f"the machine took a worker off the CPU for {facts['loop_off_cpu_max_ns'] / 1e6:.1f} ms"
+    if (facts["machine_steal_ms"] or 0) > STEAL_MS:
+        yield f"the hypervisor took {facts['machine_steal_ms']:.0f} ms"
+
+
+def rounds_note(rounds: int) -> str:
+    """Say how much an interval over so few rounds can promise; empty when it is enough."""
+    coverage = median_coverage(rounds)
+    if coverage >= CONFIDENCE:
+        return ""
+    return f"{rounds} rounds: an interval over them holds the true median at most {coverage:.0%} of the time"
