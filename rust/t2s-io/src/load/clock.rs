@@ -7,7 +7,8 @@
 
 use std::sync::OnceLock;
 
-use crate::sys::{sched, tsc};
+use crate::sys::clock::monotonic_nanos;
+use crate::sys::tsc;
 
 /// Length of the calibration, nanoseconds: 50 ns of reading error in it are 5 ppm.
 const CALIBRATION_NS: u64 = 10_000_000;
@@ -27,7 +28,7 @@ static CALIBRATION: OnceLock<Option<Calibration>> = OnceLock::new();
 pub fn now_ns() -> u64 {
     match CALIBRATION.get() {
         Some(Some(calibration)) => convert(*calibration, tsc::read()),
-        Some(None) => sched::monotonic_ns(),
+        Some(None) => monotonic_nanos(),
         None => first_call(),
     }
 }
@@ -36,7 +37,7 @@ pub fn now_ns() -> u64 {
 fn first_call() -> u64 {
     match CALIBRATION.get_or_init(calibrate) {
         Some(calibration) => convert(*calibration, tsc::read()),
-        None => sched::monotonic_ns(),
+        None => monotonic_nanos(),
     }
 }
 
@@ -62,7 +63,7 @@ fn calibrate() -> Option<Calibration> {
 fn paired_reading() -> (u64, u64) {
     let try_once = || {
         let before = tsc::read();
-        let ns = sched::monotonic_ns();
+        let ns = monotonic_nanos();
         let after = tsc::read();
         (after.wrapping_sub(before), before.wrapping_add(after.wrapping_sub(before) / 2), ns)
     };
@@ -109,7 +110,7 @@ mod tests {
             assert!(now >= last);
             last = now;
         }
-        let apart = now_ns().abs_diff(sched::monotonic_ns());
+        let apart = now_ns().abs_diff(monotonic_nanos());
         assert!(apart < 1_000_000_000, "{apart} ns from CLOCK_MONOTONIC");
     }
 

@@ -7,9 +7,21 @@
 //! recording allocates nothing; after the drain nothing is live. Refuses to hide a generator that cannot keep up: such
 //! a run is marked invalid.
 
+pub mod address;
+pub mod churn;
+pub mod client;
+pub mod clients;
 pub mod clock;
+pub mod component;
+pub mod datagrams;
+pub mod generator;
+pub mod hostile;
+pub mod link;
+pub mod null;
+pub mod packets;
 pub mod result;
 pub mod ring;
 pub mod rng;
 pub mod run;
 pub mod spec;
+pub mod stream;

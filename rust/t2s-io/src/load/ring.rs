@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of the unit of allocation, which is also the size of a header.
-const UNIT: usize = 16;
+const UNIT: usize = size_of::<Header>();
 
 /// Length that marks the rest of the memory up to its end as filler.
 const FILLER: u32 = u32::MAX;
@@ -28,9 +28,9 @@ struct Header {
     flags: u32,
 }
 
-/// One unit of memory.
-#[repr(C, align(16))]
-struct Unit(UnsafeCell<[u8; UNIT]>);
+/// One unit of memory: a header, or 16 bytes of a packet.
+#[repr(transparent)]
+struct Unit(UnsafeCell<Header>);
 
 /// A counter on cache lines of its own (two, since processors fetch pairs), so the two ends do not slow one another.
 #[repr(align(128))]
@@ -55,15 +55,20 @@ impl Shared {
         self.units.len() * UNIT
     }
 
-    /// The address of the byte at `position`; valid for the bytes up to the end of the memory.
-    fn at(&self, position: usize) -> *mut u8 {
-        let unit = (position % self.capacity()) / UNIT;
-        self.units[unit].0.get().cast()
+    /// The unit at `position`; all bytes from there to the end of the memory may be reached through it.
+    #[inline]
+    fn at(&self, position: usize) -> *mut Header {
+        // The capacity is a power of two, and positions are multiples of a unit.
+        let index = (position & (self.capacity() - 1)) / UNIT;
+        let first: *const UnsafeCell<Header> = self.units.as_ptr().cast();
+        // SAFETY: the index is below the number of units, and `first` points to all of them; `Unit` is transparent.
+        unsafe { UnsafeCell::raw_get(first.add(index)) }
     }
 
     /// Bytes from `position` to the end of the memory.
+    #[inline]
     fn until_end(&self, position: usize) -> usize {
-        self.capacity() - position % self.capacity()
+        self.capacity() - (position & (self.capacity() - 1))
     }
 }
 
@@ -71,7 +76,7 @@ impl Shared {
 pub fn ring(capacity: usize) -> (Producer, Consumer) {
     let units = capacity.max(4096).next_power_of_two() / UNIT;
     let shared = Arc::new(Shared {
-        units: (0..units).map(|_| Unit(UnsafeCell::new([0; UNIT]))).collect(),
+        units: (0..units).map(|_| Unit(UnsafeCell::new(Header { due_ns: 0, len: 0, flags: 0 }))).collect(),
         head: Position(AtomicUsize::new(0)),
         tail: Position(AtomicUsize::new(0)),
     });
@@ -113,14 +118,14 @@ impl Producer {
             // SAFETY: `has_room` showed that the producer owns these bytes; the position is unit-aligned and a header
             // is one unit.
             unsafe {
-                self.shared.at(self.head).cast::<Header>().write(Header { due_ns: 0, len: FILLER, flags: 0 });
+                self.shared.at(self.head).write(Header { due_ns: 0, len: FILLER, flags: 0 });
             }
             self.head += skip;
         }
         self.reserved = Some((self.head, len));
         // SAFETY: the producer owns `need` contiguous bytes from `head` (`has_room`, and no wrap within, by `skip`);
         // `&mut self` keeps the slice unique; the memory is initialised since its creation.
-        Some(unsafe { std::slice::from_raw_parts_mut(self.shared.at(self.head).add(UNIT), len) })
+        Some(unsafe { std::slice::from_raw_parts_mut(self.shared.at(self.head).add(1).cast(), len) })
     }
 
     /// Ends the reserved record with its first `len` bytes; it becomes visible with the next [`Producer::publish`].
@@ -133,7 +138,7 @@ impl Producer {
             return;
         }
         // SAFETY: `reserve` showed that the producer owns the unit at `start`, which is aligned.
-        unsafe { self.shared.at(start).cast::<Header>().write(Header { due_ns, len: len as u32, flags }) };
+        unsafe { self.shared.at(start).write(Header { due_ns, len: len as u32, flags }) };
         self.head = start + footprint(len);
     }
 
@@ -203,7 +208,7 @@ impl Consumer {
         self.tail += footprint(header.len as usize);
         // SAFETY: the record lies in `released..head`, which the consumer owns until `release`, and that needs
         // `&mut self`, which the returned borrow holds; a record is contiguous.
-        let bytes = unsafe { std::slice::from_raw_parts(self.shared.at(start).add(UNIT), header.len as usize) };
+        let bytes = unsafe { std::slice::from_raw_parts(self.shared.at(start).add(1).cast(), header.len as usize) };
         Some(Record { due_ns: header.due_ns, flags: header.flags, bytes })
     }
 
@@ -232,7 +237,7 @@ impl Consumer {
                 }
             }
             // SAFETY: `tail < head`, so a published header stands here, aligned to its unit.
-            let header = unsafe { self.shared.at(self.tail).cast::<Header>().read() };
+            let header = unsafe { self.shared.at(self.tail).read() };
             if header.len != FILLER {
                 return Some(header);
             }

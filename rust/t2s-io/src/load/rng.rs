@@ -1,6 +1,6 @@
 //! The generator's random numbers: seeded, so that the same seed makes the same packets.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one multiplication chain a number, any seed is good, period 2^64.
+/// `SplitMix64` (Steele, Lea, Flood 2014): one multiplication chain a number, any seed is good, period 2^64.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 

@@ -1,4 +1,4 @@
-//! The scheduler's calls that the lab needs: pinning, yielding, and the CPU clock of a thread.
+//! The scheduler's calls that the lab needs: pinning and yielding.
 //!
 //! Promises: nothing here blocks; each call's failure is either returned or harmless (a yield). Refuses to pin to CPUs
 //! outside the set that the process was given.
@@ -43,23 +43,6 @@ pub fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// CPU time of the calling thread, nanoseconds; about 0.4 µs a call, so not for each packet.
-pub fn thread_cpu_ns() -> u64 {
-    read_clock(libc::CLOCK_THREAD_CPUTIME_ID)
-}
-
-/// The monotonic clock, nanoseconds.
-pub fn monotonic_ns() -> u64 {
-    read_clock(libc::CLOCK_MONOTONIC)
-}
-
-fn read_clock(clock: libc::clockid_t) -> u64 {
-    let mut at = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `at` is a writable timespec; both clocks exist on every kernel that Rust's std supports.
-    unsafe { libc::clock_gettime(clock, &raw mut at) };
-    at.tv_sec as u64 * 1_000_000_000 + at.tv_nsec as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,15 +62,12 @@ mod tests {
     }
 
     #[test]
-    fn an_impossible_cpu_is_refused() {
-        assert!(pin_to(usize::MAX).is_err());
+    fn a_yield_comes_back() {
+        yield_now();
     }
 
     #[test]
-    fn clocks_do_not_run_backwards() {
-        let (cpu, wall) = (thread_cpu_ns(), monotonic_ns());
-        yield_now();
-        assert!(thread_cpu_ns() >= cpu);
-        assert!(monotonic_ns() >= wall);
+    fn an_impossible_cpu_is_refused() {
+        assert!(pin_to(usize::MAX).is_err());
     }
 }

@@ -1,0 +1,419 @@
+//! The open-loop generator of one worker: packets on their due times, replies answered, everything closed at the end.
+//!
+//! Without threads and clock of its own: `turn` is called with the time, so a test can drive it in lockstep. In the load
+//! phase each component has its own schedule of due times; a packet that cannot leave because the device ring is full
+//! stays due (it is late, and its latency says so); one that the peer's window forbids is not intended where
+//! back-pressure is the point, and late otherwise. In the capacity phase components take turns by weight as fast as ring
+//! and windows allow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::client::Event;
+use super::clients::{Placement, shuffled_ports};
+use super::component::{Component, Slot};
+use super::link::{Counters, FLAG_MARK, FLAG_PARTIAL_CHECKSUM, Link, Mark};
+use super::packets::{Pattern, checksums_hold, parse_reply};
+use super::ring::{Consumer, Producer};
+use super::rng::Rng;
+use super::spec::{Phase, PhaseSpec};
+
+/// Packets that one turn sends at most, so that replies are read in between.
+const SEND_BUDGET: u32 = 64;
+
+/// Replies that one turn reads at most.
+const READ_BUDGET: u32 = 256;
+
+/// Fraction bits of a due time: 1/256 ns keeps a rate of 10 million packets/s right to 0.004 %.
+const FRACTION: u32 = 8;
+
+/// Set-up that takes longer than this goes on into the warm-up, nanoseconds.
+const SET_UP_LIMIT: u64 = 10_000_000_000;
+
+/// Time for flows to close by themselves at the end, nanoseconds; what is left then is reset.
+const DRAIN_LIMIT: u64 = 3_000_000_000;
+
+/// Time for resets to arrive after that, nanoseconds.
+const GIVE_UP_LIMIT: u64 = 500_000_000;
+
+/// Time between two passes over all flows in the drain, nanoseconds.
+const DRAIN_PASS: u64 = 1_000_000;
+
+/// One reply in this many has all its checksums verified.
+const VERIFY_EVERY: u64 = 64;
+
+/// In the capacity phase a component that cannot send holds up the others for this long, so that the mix keeps its
+/// shares; nanoseconds.
+const PATIENCE: u64 = 1_000_000;
+
+/// What generators, workers and the lab tell one another besides packets.
+#[derive(Debug, Default)]
+pub struct Control {
+    /// Generators that have set up.
+    pub ready: AtomicU32,
+    /// When the warm-up begins, nanoseconds of the lab's clock; 0 until all are ready.
+    pub epoch: AtomicU64,
+    /// Ask for the end.
+    pub stop: AtomicBool,
+}
+
+/// Where a generator is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    SetUp { since: u64 },
+    Ready,
+    Run,
+    Drain { since: u64, next_pass: u64 },
+    End,
+    Done,
+}
+
+struct Entry {
+    component: Component,
+    /// Nanoseconds between two packets, with [`FRACTION`] bits.
+    interval: u64,
+    /// Time of the next packet since the epoch, with [`FRACTION`] bits.
+    next: u64,
+    /// Blocked packets are not intended.
+    limited: bool,
+    /// Turns by weight in the capacity phase: the smallest goes next.
+    pass: f64,
+    stride: f64,
+    /// Since when it has been blocked in the capacity phase.
+    blocked_since: u64,
+}
+
+/// What the measured window of one generator counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Counts of the window.
+    pub counters: Counters,
+    /// Packets that were to be sent.
+    pub intended: u64,
+    /// Latest that a packet left after its due time, nanoseconds.
+    pub behind_max: u64,
+    /// Payload sent before the window.
+    pub payload_before: u64,
+    /// Begin and end, nanoseconds of the lab's clock.
+    pub span: (u64, u64),
+    /// All counts from the first packet to the end of the drain.
+    pub total: Counters,
+}
+
+/// The generator of one worker.
+pub struct Generator {
+    entries: Vec<Entry>,
+    /// Index into `entries` of each component, `usize::MAX` for one without flows here.
+    by_component: Vec<usize>,
+    pattern: Pattern,
+    counters: Counters,
+    stage: Stage,
+    worker: u8,
+    open_loop: bool,
+    warmup_ns: u64,
+    total_ns: u64,
+    epoch: u64,
+    /// Counts at the begin of the window, once it has begun.
+    begun: Option<Counters>,
+    window: Window,
+    /// Room for flows that changed during a flush.
+    ended: Vec<(usize, Event)>,
+    /// Replies that belonged to nobody, which is what floods cause.
+    pub strangers: u64,
+}
+
+impl Generator {
+    /// The generator of `worker`; `placement` says which endpoints are its own.
+    pub fn new(spec: &PhaseSpec, worker: u32, placement: &Placement) -> Self {
+        let pattern = Pattern::new();
+        let ports = shuffled_ports(&mut Rng::new(spec.seed, u64::from(worker) << 32 | 0xffff));
+        let total_weight: f64 = spec.components.iter().map(super::spec::Component::weight).sum();
+        let rate = spec.rate_pps / f64::from(spec.workers);
+        let mut by_component = vec![usize::MAX; spec.components.len()];
+        let mut entries: Vec<Entry> = Vec::new();
+        for (index, part) in spec.components.iter().enumerate() {
+            let mut component = Component::new(spec, index, worker, &pattern, &ports, placement);
+            if component.is_empty() {
+                continue;
+            }
+            by_component[index] = entries.len();
+            let share = part.weight() / total_weight;
+            let interval = (1e9 * f64::from(1_u32 << FRACTION) / (rate * share)).max(1.0) as u64;
+            entries.push(Entry {
+                component,
+                interval,
+                // Components with equal rates are spread over the interval instead of all being due at once.
+                next: interval * index as u64 / spec.components.len() as u64,
+                limited: part.upstream().limits_the_sender(),
+                pass: 0.0,
+                stride: 1.0 / share,
+                blocked_since: 0,
+            });
+        }
+        let nanos = |seconds: f64| (seconds * 1e9) as u64;
+        Self {
+            entries,
+            by_component,
+            pattern,
+            counters: Counters::default(),
+            stage: Stage::SetUp { since: 0 },
+            worker: worker as u8,
+            open_loop: spec.phase == Phase::Load,
+            warmup_ns: nanos(spec.warmup_seconds),
+            total_ns: nanos(spec.warmup_seconds + spec.seconds),
+            epoch: 0,
+            begun: None,
+            window: Window::default(),
+            ended: Vec::with_capacity(1024),
+            strangers: 0,
+        }
+    }
+
+    /// Whether everything is closed and the end is marked.
+    pub fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// Packets sent so far.
+    pub fn offered(&self) -> u64 {
+        self.counters.packets
+    }
+
+    /// What the window counted; whole after [`Generator::is_done`].
+    pub fn window(&self) -> Window {
+        Window { total: self.counters, ..self.window }
+    }
+
+    /// When the next scheduled packet is due, nanoseconds of the lab's clock; `None` when none is scheduled.
+    pub fn next_due(&self) -> Option<u64> {
+        if self.stage != Stage::Run || !self.open_loop {
+            return None;
+        }
+        self.entries.iter().map(|entry| self.epoch + (entry.next >> FRACTION)).min()
+    }
+
+    /// Does what can be done now; true when there was something.
+    pub fn turn(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer, control: &Control) -> bool {
+        let before = self.counters.packets;
+        let received = self.read(now, ring, replies);
+        self.answer(now, ring);
+        match self.stage {
+            Stage::SetUp { since } => self.set_up(now, since, ring, control),
+            Stage::Ready => self.wait_for_epoch(now, control),
+            Stage::Run => self.run(now, ring, control),
+            Stage::Drain { since, next_pass } => self.drain(now, since, next_pass, ring),
+            Stage::End => {
+                if Mark::End.send(ring) {
+                    self.stage = Stage::Done;
+                }
+            }
+            Stage::Done => {}
+        }
+        ring.publish();
+        received > 0 || self.counters.packets != before
+    }
+
+    fn read(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer) -> u32 {
+        let mut read = 0;
+        while read < READ_BUDGET {
+            let Some(record) = replies.pop() else { break };
+            read += 1;
+            self.counters.received += 1;
+            let verify = self.counters.received.is_multiple_of(VERIFY_EVERY);
+            if verify && record.flags & FLAG_PARTIAL_CHECKSUM == 0 && !checksums_hold(record.bytes) {
+                self.counters.corrupt += 1;
+            }
+            let reply = parse_reply(record.bytes, self.worker);
+            let at = reply.as_ref().and_then(|reply| self.by_component.get(usize::from(reply.component)));
+            let (Some(reply), Some(entry)) = (reply, at.and_then(|&at| self.entries.get_mut(at))) else {
+                self.strangers += 1;
+                continue;
+            };
+            let (counters, pattern) = (&mut self.counters, &self.pattern);
+            let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
+            entry.component.handle(&reply, &mut link);
+        }
+        replies.release();
+        read
+    }
+
+    fn answer(&mut self, now: u64, ring: &mut Producer) {
+        for entry in &mut self.entries {
+            let (counters, pattern) = (&mut self.counters, &self.pattern);
+            let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
+            entry.component.flush(&mut link, &mut self.ended);
+        }
+    }
+
+    fn set_up(&mut self, now: u64, since: u64, ring: &mut Producer, control: &Control) {
+        if since == 0 {
+            self.stage = Stage::SetUp { since: now };
+        }
+        let mut done = true;
+        for entry in &mut self.entries {
+            let (counters, pattern) = (&mut self.counters, &self.pattern);
+            let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
+            done &= entry.component.set_up(&mut link);
+        }
+        let late = since > 0 && now.saturating_sub(since) > SET_UP_LIMIT;
+        if done || late || control.stop.load(Ordering::Relaxed) {
+            self.stage = Stage::Ready;
+            control.ready.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn wait_for_epoch(&mut self, now: u64, control: &Control) {
+        let epoch = control.epoch.load(Ordering::Acquire);
+        if epoch != 0 && now >= epoch {
+            self.epoch = epoch;
+            self.stage = Stage::Run;
+        }
+    }
+
+    fn run(&mut self, now: u64, ring: &mut Producer, control: &Control) {
+        let elapsed = now.saturating_sub(self.epoch);
+        if self.begun.is_none() && elapsed >= self.warmup_ns {
+            if !Mark::Begin.send(ring) {
+                return;
+            }
+            self.begun = Some(self.counters);
+            self.window.span.0 = now;
+            self.window.payload_before = self.counters.payload;
+            self.window.intended = 0;
+            self.window.behind_max = 0;
+        }
+        if elapsed >= self.total_ns || control.stop.load(Ordering::Relaxed) {
+            if Mark::Drain.send(ring) {
+                self.end_window(now, elapsed);
+            }
+            return;
+        }
+        if self.open_loop { self.send_due(now, elapsed, ring) } else { self.send_all(now, ring) }
+    }
+
+    fn end_window(&mut self, now: u64, elapsed: u64) {
+        self.stage = Stage::Drain { since: now, next_pass: now };
+        let Some(begun) = self.begun else { return };
+        self.window.span.1 = now;
+        self.window.counters = self.counters.since(&begun);
+        self.window.intended += self.window.counters.reactions;
+        if self.open_loop {
+            let end = elapsed.min(self.total_ns) << FRACTION;
+            let overdue = |entry: &Entry| end.saturating_sub(entry.next) / entry.interval;
+            self.window.intended += self.entries.iter().map(overdue).sum::<u64>();
+        } else {
+            self.window.intended = self.window.counters.packets;
+        }
+    }
+
+    fn send_due(&mut self, now: u64, elapsed: u64, ring: &mut Producer) {
+        let mut budget = SEND_BUDGET;
+        let now_scaled = elapsed << FRACTION | ((1 << FRACTION) - 1);
+        let mut pending = true;
+        while pending && budget > 0 {
+            pending = false;
+            for entry in &mut self.entries {
+                if entry.next > now_scaled || entry.blocked_since == now {
+                    continue;
+                }
+                let due_ns = self.epoch + (entry.next >> FRACTION);
+                let (counters, pattern) = (&mut self.counters, &self.pattern);
+                let mut link = Link { ring: &mut *ring, now_ns: now, due_ns, pattern, counters };
+                match entry.component.send(&mut link) {
+                    Slot::Sent(packets) => {
+                        entry.next += entry.interval * u64::from(packets);
+                        self.window.intended += u64::from(packets);
+                        self.window.behind_max = self.window.behind_max.max(now.saturating_sub(due_ns));
+                        budget = budget.saturating_sub(packets);
+                        pending = true;
+                    }
+                    Slot::Blocked if entry.limited => {
+                        entry.next += entry.interval;
+                        self.counters.window_blocked += 1;
+                        budget = budget.saturating_sub(1);
+                        pending = true;
+                    }
+                    Slot::Blocked => entry.blocked_since = now,
+                    Slot::Full => return,
+                }
+            }
+        }
+    }
+
+    fn send_all(&mut self, now: u64, ring: &mut Producer) {
+        let mut budget = SEND_BUDGET;
+        while budget > 0 {
+            let Some(entry) = self.entries.iter_mut().min_by(|a, b| a.pass.total_cmp(&b.pass)) else { return };
+            let (counters, pattern) = (&mut self.counters, &self.pattern);
+            let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
+            match entry.component.send(&mut link) {
+                Slot::Sent(packets) => {
+                    entry.pass += entry.stride * f64::from(packets);
+                    entry.blocked_since = 0;
+                    budget = budget.saturating_sub(packets);
+                }
+                Slot::Blocked => {
+                    if entry.blocked_since == 0 {
+                        entry.blocked_since = now;
+                    }
+                    if !entry.limited && now - entry.blocked_since < PATIENCE {
+                        return;
+                    }
+                    entry.pass += entry.stride;
+                    self.counters.window_blocked += 1;
+                    budget -= 1;
+                }
+                Slot::Full => return,
+            }
+        }
+    }
+
+    fn drain(&mut self, now: u64, since: u64, next_pass: u64, ring: &mut Producer) {
+        if now < next_pass {
+            return;
+        }
+        let elapsed = now.saturating_sub(since);
+        let mut closed = true;
+        for entry in &mut self.entries {
+            let (counters, pattern) = (&mut self.counters, &self.pattern);
+            let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
+            closed &= entry.component.drain(elapsed > DRAIN_LIMIT, &mut link);
+        }
+        self.stage = if closed || elapsed > DRAIN_LIMIT + GIVE_UP_LIMIT {
+            Stage::End
+        } else {
+            Stage::Drain { since, next_pass: now + DRAIN_PASS }
+        };
+    }
+}
+
+impl Counters {
+    /// The difference to an earlier copy.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            packets: self.packets - earlier.packets,
+            reactions: self.reactions - earlier.reactions,
+            payload: self.payload - earlier.payload,
+            window_blocked: self.window_blocked - earlier.window_blocked,
+            retransmits: self.retransmits - earlier.retransmits,
+            resets_received: self.resets_received - earlier.resets_received,
+            received: self.received - earlier.received,
+            corrupt: self.corrupt - earlier.corrupt,
+            opened: self.opened - earlier.opened,
+            closed: self.closed - earlier.closed,
+            refused: self.refused - earlier.refused,
+            aborted: self.aborted - earlier.aborted,
+        }
+    }
+}
+
+/// A placement for one worker: everything is its own.
+pub fn everywhere() -> Placement {
+    Arc::new(|_| true)
+}
+
+const _: () = assert!(FLAG_MARK == 1, "marks are told from packets by the lowest bit");
+
+#[cfg(test)]
+mod tests;
