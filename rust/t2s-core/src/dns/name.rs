@@ -1,0 +1,255 @@
+//! Domain names: at most 255 bytes of labels (RFC 1035, section 3.1), compared without regard to case (RFC 4343).
+
+use core::fmt;
+use core::hash::{Hash, Hasher};
+
+use super::Malformed;
+
+/// Longest name on the wire, bytes, with length bytes and the root (RFC 1035, section 2.3.4).
+pub(super) const NAME_MAX: usize = 255;
+/// Longest label, bytes.
+const LABEL_MAX: usize = 63;
+
+/// A name in wire form, lower case, without compression.
+#[derive(Clone, Copy)]
+pub struct Name {
+    len: u8,
+    /// `bytes[..len]` are labels, each behind its length, and the root's 0.
+    bytes: [u8; NAME_MAX],
+}
+
+impl Name {
+    /// The root.
+    pub const ROOT: Self = Self { len: 1, bytes: [0; NAME_MAX] };
+
+    /// Reads the name at `at` of a message, following compression; with it the offset behind it.
+    pub(super) fn parse(message: &[u8], at: usize) -> Result<(Self, usize), Malformed> {
+        let mut name = Self { len: 0, bytes: [0; NAME_MAX] };
+        let end = walk(message, at, |label| name.push(label))?;
+        name.push(&[]);
+        Ok((name, end))
+    }
+
+    /// A name from its text, with or without the last dot. `None` if it is too long or has an empty label; escapes are
+    /// not known, bytes stand for themselves.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.is_empty() {
+            return Some(Self::ROOT);
+        }
+        let mut name = Self { len: 0, bytes: [0; NAME_MAX] };
+        // Each label has a length byte, the root too.
+        if text.len() + 2 > NAME_MAX {
+            return None;
+        }
+        for label in text.split('.') {
+            if label.is_empty() || label.len() > LABEL_MAX {
+                return None;
+            }
+            name.push(label.as_bytes());
+        }
+        name.push(&[]);
+        Some(name)
+    }
+
+    /// The wire form.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// A name from its wire form as [`Name::as_bytes`] gave it.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Self {
+        let mut name = Self { len: bytes.len().min(NAME_MAX) as u8, bytes: [0; NAME_MAX] };
+        if let Some(room) = name.bytes.get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+        }
+        name
+    }
+
+    /// The labels, without the root.
+    pub fn labels(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.as_bytes();
+        core::iter::from_fn(move || {
+            let (&len, tail) = rest.split_first().filter(|(len, _)| **len != 0)?;
+            let label = tail.get(..usize::from(len))?;
+            rest = tail.get(usize::from(len)..)?;
+            Some(label)
+        })
+    }
+
+    /// Appends a label; the caller keeps to the limits.
+    fn push(&mut self, label: &[u8]) {
+        let at = usize::from(self.len);
+        if let Some((len, room)) = self.bytes.get_mut(at..=at + label.len()).and_then(<[u8]>::split_first_mut) {
+            *len = label.len() as u8;
+            room.copy_from_slice(label);
+            room.make_ascii_lowercase();
+            self.len += 1 + label.len() as u8;
+        }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl fmt::Display for Name {
+    /// As text without the last dot; bytes that are not printable, and dots within labels, as `\DDD` (RFC 1035,
+    /// section 5.1).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.len <= 1 {
+            return f.write_str(".");
+        }
+        for (index, label) in self.labels().enumerate() {
+            if index > 0 {
+                f.write_str(".")?;
+            }
+            for &byte in label {
+                if byte.is_ascii_graphic() && byte != b'.' && byte != b'\\' {
+                    write!(f, "{}", char::from(byte))?;
+                } else {
+                    write!(f, "\\{byte:03}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Checks the name at `at` and returns the offset behind it.
+#[inline]
+pub(super) fn skip(message: &[u8], at: usize) -> Result<usize, Malformed> {
+    walk(message, at, |_| {})
+}
+
+/// Visits the labels of the name at `at`; returns the offset behind it.
+///
+/// A pointer must lead before the labels that it continues, so that each jump goes further back and the length limit
+/// ends every name.
+#[inline]
+fn walk(message: &[u8], mut at: usize, mut visit: impl FnMut(&[u8])) -> Result<usize, Malformed> {
+    let mut end = None;
+    let mut start = at;
+    let mut len = 1;
+    loop {
+        let byte = *message.get(at).ok_or(Malformed::Truncated)?;
+        match byte {
+            0 => return Ok(end.unwrap_or(at + 1)),
+            1..=63 => {
+                let label = message.get(at + 1..=at + usize::from(byte)).ok_or(Malformed::Truncated)?;
+                len += label.len() + 1;
+                if len > NAME_MAX {
+                    return Err(Malformed::Name);
+                }
+                visit(label);
+                at += label.len() + 1;
+            }
+            0xc0.. => {
+                let low = *message.get(at + 1).ok_or(Malformed::Truncated)?;
+                let target = usize::from(byte & 0x3f) << 8 | usize::from(low);
+                if target >= start || target < super::message::HEADER {
+                    return Err(Malformed::Name);
+                }
+                end.get_or_insert(at + 2);
+                start = target;
+                at = target;
+            }
+            // 01 and 10 are reserved (RFC 6891, section 5, gave the extended labels up).
+            64..=0xbf => return Err(Malformed::Name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A message whose 12 header bytes are 0.
+    fn message(names: &[u8]) -> Vec<u8> {
+        [&[0; 12][..], names].concat()
+    }
+
+    #[test]
+    fn compression_case_and_text() {
+        let bytes = message(b"\x03Www\x07eXample\x03org\0\x04mail\xc0\x10\xc0\x1d\x01a\xc0\x1d");
+        let (name, end) = Name::parse(&bytes, 12).expect("plain");
+        assert_eq!((name.to_string().as_str(), end), ("www.example.org", 29));
+        let (mail, end) = Name::parse(&bytes, 29).expect("a pointer behind a label");
+        assert_eq!((mail.to_string().as_str(), end), ("mail.example.org", 36));
+        let (again, end) = Name::parse(&bytes, 36).expect("a pointer to a pointer");
+        assert_eq!((again, end), (mail, 38));
+        assert_eq!(Name::parse(&bytes, 38).expect("two pointers").0.to_string(), "a.mail.example.org");
+        assert_eq!(Name::from_text("WWW.example.org."), Some(name));
+        assert_eq!(Name::from_bytes(name.as_bytes()), name);
+        assert_eq!(name.labels().collect::<Vec<_>>(), [&b"www"[..], b"example", b"org"]);
+        assert_eq!(Name::parse(&message(b"\x04a.b\x07\0"), 12).expect("odd").0.to_string(), r"a\046b\007");
+        assert_eq!((Name::ROOT.to_string().as_str(), Name::from_text(".")), (".", Some(Name::ROOT)));
+        for bad in ["a..b", ".a", &"a".repeat(64), &["a"; 127].join(".").repeat(2)] {
+            assert_eq!(Name::from_text(bad), None, "{bad}");
+        }
+        let longest = [["a".repeat(63).as_str(); 3].join("."), "a".repeat(61)].join(".");
+        assert_eq!(Name::from_text(&longest).map(|name| name.as_bytes().len()), Some(255));
+        assert_eq!(Name::from_text(&format!("{longest}a")), None);
+    }
+
+    #[test]
+    fn loops_and_reserved_labels_are_refused() {
+        for (names, error) in [
+            (&b"\xc0\x0c"[..], Malformed::Name),
+            (b"\x01a\xc0\x0c", Malformed::Name),
+            (b"\xc0\x0e\0", Malformed::Name),
+            // Into the header.
+            (b"\xc0\x00", Malformed::Name),
+            (b"\x40a", Malformed::Name),
+            (b"\x80a", Malformed::Name),
+            (b"", Malformed::Truncated),
+            (b"\x01a", Malformed::Truncated),
+            (b"\x05abc", Malformed::Truncated),
+            (b"\xc0", Malformed::Truncated),
+        ] {
+            assert_eq!(Name::parse(&message(names), 12).map(|(_, end)| end), Err(error), "{names:?}");
+        }
+        let long = message(&b"\x3f0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde".repeat(4));
+        assert_eq!(skip(&[&long[..], &[0]].concat(), 12), Err(Malformed::Name));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xc0), 0u8..20], 0..400), at in 0usize..400) {
+            let skipped = skip(&bytes, at);
+            match Name::parse(&bytes, at) {
+                Ok((name, end)) => {
+                    prop_assert_eq!(skipped, Ok(end));
+                    prop_assert!(end <= bytes.len() && name.as_bytes().len() <= NAME_MAX);
+                    let plain = [&[0; 12][..], name.as_bytes()].concat();
+                    prop_assert_eq!(Name::parse(&plain, 12), Ok((name, plain.len())));
+                }
+                Err(error) => prop_assert_eq!(skipped, Err(error)),
+            }
+        }
+
+        #[test]
+        fn text_round_trip(labels in prop::collection::vec("[a-z0-9-]{1,20}", 1..10)) {
+            let text = labels.join(".");
+            prop_assert_eq!(Name::from_text(&text).map(|name| name.to_string()), Some(text));
+        }
+    }
+}
