@@ -5,7 +5,13 @@
 //! ones-complement sum of 16-bit words, which does not care about byte order (RFC 1071, section 2B), so words are
 //! summed in the machine's order and swapped once at the end.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod swar;
 #[cfg(test)]
