@@ -6,11 +6,12 @@
 #![allow(unsafe_code)]
 
 use core::arch::x86_64::{
-    __m128i, __m256i, _mm_add_epi64, _mm_cvtsi128_si64, _mm_unpackhi_epi64, _mm256_add_epi32, _mm256_add_epi64,
+    __m256i, _mm_add_epi64, _mm_cvtsi128_si64, _mm_unpackhi_epi64, _mm256_add_epi32, _mm256_add_epi64,
     _mm256_and_si256, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_setzero_si256, _mm256_srli_epi64,
     _mm256_storeu_si256, _mm256_xor_si256,
 };
+use core::ptr;
 
 use super::{Sum, swar};
 
@@ -20,8 +21,11 @@ const VECTOR: usize = 32;
 const BLOCK: usize = 4 * VECTOR;
 /// Bytes that 32-bit lanes can take: each vector adds at most 2 * 65,535 to a lane, so 32,768 vectors (1 MiB) fit.
 const RUN: usize = 512 * 1024;
-/// Inputs below this are faster in 64-bit lanes: no horizontal sum at the end (measured, `benches/checksum.rs`).
-const SHORT: usize = 64;
+/// Inputs below this are faster in 64-bit lanes, which need no horizontal sum at the end (measured with
+/// `benches/checksum.rs`).
+const SHORT: usize = 160;
+/// The same for copying, where the alternative is a call of `memcpy` and a second pass.
+const SHORT_COPY: usize = 64;
 
 /// Holding the value proves that the CPU has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,122 +43,111 @@ impl Avx2 {
         if data.len() < SHORT {
             return swar::sum(data, initial);
         }
-        // SAFETY: `self` exists only if the CPU has AVX2.
-        unsafe { sum(data, initial) }
+        let mut total = initial;
+        let mut rest = data;
+        while rest.len() > RUN {
+            let (data, after) = rest.split_at(RUN);
+            total = self.sum(data, total);
+            rest = after;
+        }
+        if rest.len() < SHORT {
+            return swar::sum(rest, total);
+        }
+        // SAFETY: `self` exists only if the CPU has AVX2; `rest` is readable and longer than a vector and one byte;
+        // nothing is copied.
+        unsafe { run::<false>(ptr::null_mut(), rest.as_ptr(), rest.len(), total) }
     }
 
     /// Copies `src` to `dst`, of the same length, and adds it.
     #[inline]
     pub(super) fn copy_and_sum(self, dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-        if src.len() < SHORT {
-            return swar::copy_and_sum(dst, src, initial);
+        assert_eq!(dst.len(), src.len());
+        let mut total = initial;
+        for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
+            total = if src.len() < SHORT_COPY {
+                swar::copy_and_sum(dst, src, total)
+            } else {
+                // SAFETY: `self` exists only if the CPU has AVX2; both slices have this length (equal ones are cut
+                // equally), which is more than a vector and one byte; a unique and a shared reference don't overlap.
+                unsafe { run::<true>(dst.as_mut_ptr(), src.as_ptr(), src.len(), total) }
+            };
         }
-        // SAFETY: `self` exists only if the CPU has AVX2.
-        unsafe { copy_and_sum(dst, src, initial) }
+        total
     }
 }
 
-#[target_feature(enable = "avx2")]
-fn sum(data: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for data in data.chunks(RUN) {
-        if data.len() < SHORT {
-            return swar::sum(data, total);
-        }
-        let mut sums = [_mm256_setzero_si256(); 4];
-        let (blocks, rest) = data.as_chunks::<BLOCK>();
-        for block in blocks {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = add_words(*sum, load(vector));
-            }
-        }
-        let (vectors, _) = rest.as_chunks::<VECTOR>();
-        for (sum, vector) in sums.iter_mut().zip(vectors) {
-            *sum = add_words(*sum, load(vector));
-        }
-        let (last, mask, odd) = tail(data);
-        sums[3] = add_words(sums[3], _mm256_and_si256(load(last), load(mask)));
-        total = horizontal(sums, data.len() / VECTOR + 1, total.add_lane(odd));
-    }
-    total
-}
-
-#[target_feature(enable = "avx2")]
-fn copy_and_sum(dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
-        if src.len() < SHORT {
-            return swar::copy_and_sum(dst, src, total);
-        }
-        let mut sums = [_mm256_setzero_si256(); 4];
-        let (blocks, rest) = src.as_chunks::<BLOCK>();
-        let (dst_blocks, dst_rest) = dst.as_chunks_mut::<BLOCK>();
-        for (dst_block, block) in dst_blocks.iter_mut().zip(blocks) {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            let (dst_vectors, _) = dst_block.as_chunks_mut::<VECTOR>();
-            for ((sum, vector), dst) in sums.iter_mut().zip(vectors).zip(dst_vectors) {
-                let vector = load(vector);
-                store(dst, vector);
-                *sum = add_words(*sum, vector);
-            }
-        }
-        let (vectors, _) = rest.as_chunks::<VECTOR>();
-        let (dst_vectors, _) = dst_rest.as_chunks_mut::<VECTOR>();
-        for ((sum, vector), dst) in sums.iter_mut().zip(vectors).zip(dst_vectors) {
-            let vector = load(vector);
-            store(dst, vector);
-            *sum = add_words(*sum, vector);
-        }
-        let (last, mask, odd) = tail(src);
-        sums[3] = add_words(sums[3], _mm256_and_si256(load(last), load(mask)));
-        // The odd last byte and the tail lie within the last vector; what it overlaps is written twice, equally.
-        if let (Some(dst), Some(src)) = (dst.last_chunk_mut(), src.last_chunk()) {
-            store(dst, load(src));
-        }
-        total = horizontal(sums, src.len() / VECTOR + 1, total.add_lane(odd));
-    }
-    total
-}
-
-/// The last vector that ends at an even offset, a mask of those of its bytes that no whole vector has covered, and the
-/// odd last byte as a lane (0 if there is none).
+/// Adds one run; with `COPY` also copies it.
 ///
-/// The mask keeps an even number of bytes, so words stay words.
-#[inline]
-fn tail(data: &[u8]) -> (&[u8; VECTOR], &'static [u8; VECTOR], u64) {
-    static MASK: [u8; 2 * VECTOR] = {
-        let mut mask = [0; 2 * VECTOR];
-        let mut at = VECTOR;
-        while at < mask.len() {
-            mask[at] = 0xff;
-            at += 1;
+/// Raw pointers, because the compiler makes a call of `memcpy` and a second pass out of a loop over references.
+///
+/// # Safety
+/// The CPU has AVX2; `VECTOR < len <= RUN`; `src` is readable for `len` bytes and, with `COPY`, `dst` writable, and
+/// they do not overlap.
+#[target_feature(enable = "avx2")]
+unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initial: Sum) -> Sum {
+    debug_assert!(VECTOR < len && len <= RUN);
+    let take = |at: usize| {
+        debug_assert!(at + VECTOR <= len);
+        // SAFETY: within `len` (each caller below says why); unaligned access is allowed.
+        unsafe {
+            let vector = _mm256_loadu_si256(src.add(at).cast());
+            if COPY {
+                _mm256_storeu_si256(dst.add(at).cast(), vector);
+            }
+            vector
         }
-        mask
     };
-    let (even, odd) = match data {
-        [even @ .., last] if data.len() % 2 == 1 => (even, u64::from(u16::from_ne_bytes([*last, 0]))),
-        even => (even, 0),
-    };
-    let last = even.last_chunk().expect("at least SHORT bytes, more than a vector and one");
-    let kept = even.len() % VECTOR;
-    let mask = MASK[kept..].first_chunk().expect("kept is below VECTOR");
-    (last, mask, odd)
+    let mut sums = [_mm256_setzero_si256(); 4];
+    let mut at = 0;
+    // Whole blocks, then what `len` still has of two vectors and one.
+    while at + BLOCK <= len {
+        sums[0] = add_words(sums[0], take(at));
+        sums[1] = add_words(sums[1], take(at + VECTOR));
+        sums[2] = add_words(sums[2], take(at + 2 * VECTOR));
+        sums[3] = add_words(sums[3], take(at + 3 * VECTOR));
+        at += BLOCK;
+    }
+    if at + 2 * VECTOR <= len {
+        sums[0] = add_words(sums[0], take(at));
+        sums[1] = add_words(sums[1], take(at + VECTOR));
+        at += 2 * VECTOR;
+    }
+    if at + VECTOR <= len {
+        sums[2] = add_words(sums[2], take(at));
+        at += VECTOR;
+    }
+    // The rest without an odd last byte: one vector that ends there, its bytes before `at` masked. An even number of
+    // bytes is kept, so words stay words. `len` exceeds a vector, so it starts within the data.
+    let even = len & !1;
+    let mask = &MASK[even - at..];
+    debug_assert!(mask.len() >= VECTOR);
+    // SAFETY: `even - at < VECTOR`, so 32 bytes of the mask follow.
+    let mask = unsafe { _mm256_loadu_si256(mask.as_ptr().cast()) };
+    sums[3] = add_words(sums[3], _mm256_and_si256(take(even - VECTOR), mask));
+    let mut total = initial;
+    if len > even {
+        // SAFETY: `even` is the offset of the last byte.
+        let last = unsafe {
+            if COPY {
+                *dst.add(even) = *src.add(even);
+            }
+            *src.add(even)
+        };
+        total = total.add_lane(u64::from(u16::from_ne_bytes([last, 0])));
+    }
+    horizontal(sums, at / VECTOR + 1, total)
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(vector: &[u8; VECTOR]) -> __m256i {
-    // SAFETY: the reference is to 32 readable bytes, and `loadu` needs no alignment.
-    unsafe { _mm256_loadu_si256(vector.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn store(out: &mut [u8; VECTOR], vector: __m256i) {
-    // SAFETY: the reference is to 32 writable bytes, and `storeu` needs no alignment.
-    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), vector) }
-}
+/// 32 bytes of zeros, then 32 of ones: from offset `n` on, a mask of the last `n` bytes of a vector.
+static MASK: [u8; 2 * VECTOR] = {
+    let mut mask = [0; 2 * VECTOR];
+    let mut at = VECTOR;
+    while at < mask.len() {
+        mask[at] = 0xff;
+        at += 1;
+    }
+    mask
+};
 
 /// Adds each pair of words, less 2 * 0x8000, to a 32-bit lane.
 #[inline]
@@ -170,13 +163,11 @@ fn add_words(sum: __m256i, words: __m256i) -> __m256i {
 fn horizontal(sums: [__m256i; 4], vectors: usize, initial: Sum) -> Sum {
     // Modulo 2^32 on the way; with the 0x8000s back each lane is its true sum, which fits (see `RUN`).
     let bias = _mm256_set1_epi32((vectors << 16) as i32);
-    let lanes = _mm256_add_epi32(
-        _mm256_add_epi32(sums[0], sums[1]),
-        _mm256_add_epi32(_mm256_add_epi32(sums[2], sums[3]), bias),
-    );
+    let right = _mm256_add_epi32(_mm256_add_epi32(sums[2], sums[3]), bias);
+    let lanes = _mm256_add_epi32(_mm256_add_epi32(sums[0], sums[1]), right);
     let low = _mm256_and_si256(lanes, _mm256_set1_epi64x(0xffff_ffff));
     let wide = _mm256_add_epi64(low, _mm256_srli_epi64::<32>(lanes));
-    let half: __m128i = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+    let half = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
     let whole = _mm_add_epi64(half, _mm_unpackhi_epi64(half, half));
     initial.add_lane(_mm_cvtsi128_si64(whole) as u64)
 }

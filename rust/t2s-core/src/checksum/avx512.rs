@@ -9,6 +9,8 @@ use core::arch::x86_64::{
     _mm512_set1_epi64, _mm512_setzero_si512, _mm512_srli_epi64, _mm512_storeu_si512, _mm512_xor_si512,
 };
 
+use core::ptr;
+
 use super::{Sum, swar};
 
 /// Bytes of a vector.
@@ -17,8 +19,8 @@ const VECTOR: usize = 64;
 const BLOCK: usize = 4 * VECTOR;
 /// Bytes that 32-bit lanes can take: each vector adds at most 2 * 65,535 to a lane, so 32,768 vectors (2 MiB) fit.
 const RUN: usize = 512 * 1024;
-/// Inputs below this are faster in 64-bit lanes, as in the AVX2 kernel.
-const SHORT: usize = 64;
+/// Inputs below this are summed in 64-bit lanes, as in the AVX2 kernel.
+const SHORT: usize = 160;
 
 /// Holding the value proves that the CPU has AVX-512F and AVX-512BW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,109 +38,84 @@ impl Avx512 {
         if data.len() < SHORT {
             return swar::sum(data, initial);
         }
-        // SAFETY: `self` exists only if the CPU has AVX-512F and AVX-512BW.
-        unsafe { sum(data, initial) }
+        let mut total = initial;
+        let mut rest = data;
+        while rest.len() > RUN {
+            let (data, after) = rest.split_at(RUN);
+            total = self.sum(data, total);
+            rest = after;
+        }
+        // SAFETY: `self` exists only if the CPU has AVX-512F and BW; `rest` is readable; nothing is copied.
+        unsafe { run::<false>(ptr::null_mut(), rest.as_ptr(), rest.len(), total) }
     }
 
     /// Copies `src` to `dst`, of the same length, and adds it.
     #[inline]
     pub(super) fn copy_and_sum(self, dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-        if src.len() < SHORT {
-            return swar::copy_and_sum(dst, src, initial);
+        assert_eq!(dst.len(), src.len());
+        let mut total = initial;
+        for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
+            // SAFETY: `self` exists only if the CPU has AVX-512F and BW; both slices have this length (equal ones are
+            // cut equally); a unique and a shared reference don't overlap.
+            total = unsafe { run::<true>(dst.as_mut_ptr(), src.as_ptr(), src.len(), total) };
         }
-        // SAFETY: `self` exists only if the CPU has AVX-512F and AVX-512BW.
-        unsafe { copy_and_sum(dst, src, initial) }
+        total
     }
 }
 
+/// Adds one run; with `COPY` also copies it.
+///
+/// Raw pointers, because the compiler makes a call of `memcpy` and a second pass out of a loop over references.
+///
+/// # Safety
+/// The CPU has AVX-512F and BW; `len <= RUN`; `src` is readable for `len` bytes and, with `COPY`, `dst` writable, and
+/// they do not overlap.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn sum(data: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for data in data.chunks(RUN) {
-        let mut sums = [_mm512_setzero_si512(); 4];
-        let (blocks, rest) = data.as_chunks::<BLOCK>();
-        for block in blocks {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = add_words(*sum, load(vector));
+unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initial: Sum) -> Sum {
+    debug_assert!(len <= RUN);
+    let take = |at: usize| {
+        debug_assert!(at + VECTOR <= len);
+        // SAFETY: each caller below checks `at + VECTOR <= len`; unaligned access is allowed.
+        unsafe {
+            let vector = _mm512_loadu_si512(src.add(at).cast());
+            if COPY {
+                _mm512_storeu_si512(dst.add(at).cast(), vector);
             }
+            vector
         }
-        let (vectors, tail) = rest.as_chunks::<VECTOR>();
-        for (sum, vector) in sums.iter_mut().zip(vectors) {
-            *sum = add_words(*sum, load(vector));
-        }
-        sums[3] = add_words(sums[3], load_tail(tail));
-        total = horizontal(sums, data.len() / VECTOR + 1, total);
+    };
+    let mut sums = [_mm512_setzero_si512(); 4];
+    let mut at = 0;
+    // Whole blocks, then what `len` still has of two vectors and one.
+    while at + BLOCK <= len {
+        sums[0] = add_words(sums[0], take(at));
+        sums[1] = add_words(sums[1], take(at + VECTOR));
+        sums[2] = add_words(sums[2], take(at + 2 * VECTOR));
+        sums[3] = add_words(sums[3], take(at + 3 * VECTOR));
+        at += BLOCK;
     }
-    total
-}
-
-#[target_feature(enable = "avx512f,avx512bw")]
-fn copy_and_sum(dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
-        let mut sums = [_mm512_setzero_si512(); 4];
-        let (blocks, rest) = src.as_chunks::<BLOCK>();
-        let (dst_blocks, dst_rest) = dst.as_chunks_mut::<BLOCK>();
-        for (dst_block, block) in dst_blocks.iter_mut().zip(blocks) {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            let (dst_vectors, _) = dst_block.as_chunks_mut::<VECTOR>();
-            for ((sum, vector), dst) in sums.iter_mut().zip(vectors).zip(dst_vectors) {
-                let vector = load(vector);
-                store(dst, vector);
-                *sum = add_words(*sum, vector);
-            }
-        }
-        let (vectors, tail) = rest.as_chunks::<VECTOR>();
-        let (dst_vectors, dst_tail) = dst_rest.as_chunks_mut::<VECTOR>();
-        for ((sum, vector), dst) in sums.iter_mut().zip(vectors).zip(dst_vectors) {
-            let vector = load(vector);
-            store(dst, vector);
-            *sum = add_words(*sum, vector);
-        }
-        let vector = load_tail(tail);
-        store_tail(dst_tail, vector);
-        sums[3] = add_words(sums[3], vector);
-        total = horizontal(sums, src.len() / VECTOR + 1, total);
+    if at + 2 * VECTOR <= len {
+        sums[0] = add_words(sums[0], take(at));
+        sums[1] = add_words(sums[1], take(at + VECTOR));
+        at += 2 * VECTOR;
     }
-    total
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn load(vector: &[u8; VECTOR]) -> __m512i {
-    // SAFETY: the reference is to 64 readable bytes, and `loadu` needs no alignment.
-    unsafe { _mm512_loadu_si512(vector.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn store(out: &mut [u8; VECTOR], vector: __m512i) {
-    // SAFETY: the reference is to 64 writable bytes, and `storeu` needs no alignment.
-    unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), vector) }
-}
-
-/// The lowest `len` bits: a mask of the first `len` bytes of a vector.
-#[inline]
-const fn first_bytes(len: usize) -> u64 {
-    debug_assert!(len < VECTOR);
-    (1 << len) - 1
-}
-
-/// Fewer than 64 bytes, padded with zeros.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn load_tail(tail: &[u8]) -> __m512i {
-    // SAFETY: only the bytes of `tail` are named by the mask; masked-out bytes are not accessed.
-    unsafe { _mm512_maskz_loadu_epi8(first_bytes(tail.len()), tail.as_ptr().cast()) }
-}
-
-/// The first bytes of a vector, as many as `out` takes (fewer than 64).
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn store_tail(out: &mut [u8], vector: __m512i) {
-    // SAFETY: only the bytes of `out` are named by the mask; masked-out bytes are not accessed.
-    unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), first_bytes(out.len()), vector) }
+    if at + VECTOR <= len {
+        sums[2] = add_words(sums[2], take(at));
+        at += VECTOR;
+    }
+    debug_assert!(len - at < VECTOR);
+    let mask: u64 = (1 << (len - at)) - 1;
+    // SAFETY: the mask names the `len - at` bytes that are left; bytes that it does not name are not accessed. `at` is
+    // at most `len`, so the pointers stay within, or one past, their objects.
+    let tail = unsafe {
+        let tail = _mm512_maskz_loadu_epi8(mask, src.add(at).cast());
+        if COPY {
+            _mm512_mask_storeu_epi8(dst.add(at).cast(), mask, tail);
+        }
+        tail
+    };
+    sums[3] = add_words(sums[3], tail);
+    horizontal(sums, at / VECTOR + 1, initial)
 }
 
 /// Adds each pair of words, less 2 * 0x8000, to a 32-bit lane.

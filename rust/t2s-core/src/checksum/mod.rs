@@ -79,7 +79,8 @@ impl Sum {
         !self.fold()
     }
 
-    /// Whether this is the sum of bytes that carry their own right checksum.
+    /// Whether this is the sum of bytes that carry their own right checksum: 0xffff. Bytes that are all zero sum to 0
+    /// and are not valid, as in kernels.
     #[inline]
     #[must_use]
     pub const fn is_valid(self) -> bool {
@@ -122,8 +123,10 @@ impl Sum {
 
 /// The checksum after a 16-bit field changed (RFC 1624, equation 3: `HC' = ~(~HC + ~m + m')`); all host values.
 ///
-/// Never turns a right checksum into a wrong one, unlike RFC 1141: the result is what a full computation gives, except
-/// that data which are all zero have two right checksums (0x0000 and 0xffff) of which this yields 0xffff.
+/// Unlike RFC 1141's equation it never yields 0xffff for data that are not all zero. The corner that no update can see:
+/// if the change makes *all* checksummed bytes zero, this yields 0x0000 where receivers want 0xffff (the sum of
+/// nothing but zeros is 0, not 0xffff). No IPv4 header and no pseudo-header is all zero; an ICMP echo reply may be, see
+/// [`crate::wire::icmp::reply_to_echo`].
 #[inline]
 #[must_use]
 pub const fn update_u16(check: u16, old: u16, new: u16) -> u16 {

@@ -5,6 +5,8 @@ use core::arch::aarch64::{
     uint8x16_t, uint32x4_t, vaddlvq_u32, vdupq_n_u32, vld1q_u8, vpadalq_u16, vreinterpretq_u16_u8, vst1q_u8,
 };
 
+use core::ptr;
+
 use super::{Sum, swar};
 
 /// Bytes of a vector.
@@ -14,8 +16,6 @@ const BLOCK: usize = 4 * VECTOR;
 /// Bytes that 32-bit lanes can take: each vector adds at most 2 * 65,535 to a lane, so 32,768 vectors (512 KiB) fit
 /// into one; four sums share them.
 const RUN: usize = 512 * 1024;
-/// Inputs below this are faster in 64-bit lanes.
-const SHORT: usize = 64;
 
 /// Holding the value proves that the CPU has NEON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,74 +30,66 @@ impl Neon {
     /// Adds the words of `data`; an odd last byte counts as the first of its word.
     #[inline]
     pub(super) fn sum(self, data: &[u8], initial: Sum) -> Sum {
-        if data.len() < SHORT {
-            return swar::sum(data, initial);
+        let mut total = initial;
+        for data in data.chunks(RUN) {
+            let (blocks, rest) = data.split_at(data.len() - data.len() % BLOCK);
+            if !blocks.is_empty() {
+                // SAFETY: `self` exists only if the CPU has NEON; `blocks` is readable, whole blocks, at most `RUN`
+                // bytes; nothing is copied.
+                total = unsafe { run::<false>(ptr::null_mut(), blocks.as_ptr(), blocks.len(), total) };
+            }
+            total = swar::sum(rest, total);
         }
-        // SAFETY: `self` exists only if the CPU has NEON.
-        unsafe { sum(data, initial) }
+        total
     }
 
     /// Copies `src` to `dst`, of the same length, and adds it.
     #[inline]
     pub(super) fn copy_and_sum(self, dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-        if src.len() < SHORT {
-            return swar::copy_and_sum(dst, src, initial);
+        assert_eq!(dst.len(), src.len());
+        let mut total = initial;
+        for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
+            let whole = src.len() - src.len() % BLOCK;
+            let (blocks, rest) = src.split_at(whole);
+            let (dst_blocks, dst_rest) = dst.split_at_mut(whole);
+            // SAFETY: `self` exists only if the CPU has NEON; both slices have this length (equal ones are cut equally),
+            // which is whole blocks, at most `RUN` bytes; a unique and a shared reference don't overlap.
+            total = unsafe { run::<true>(dst_blocks.as_mut_ptr(), blocks.as_ptr(), whole, total) };
+            total = swar::copy_and_sum(dst_rest, rest, total);
         }
-        // SAFETY: `self` exists only if the CPU has NEON.
-        unsafe { copy_and_sum(dst, src, initial) }
+        total
     }
 }
 
+/// Adds one run of whole blocks; with `COPY` also copies it.
+///
+/// Raw pointers, because the compiler makes a call of `memcpy` and a second pass out of a loop over references.
+///
+/// # Safety
+/// The CPU has NEON; `len <= RUN`, a multiple of `BLOCK`; `src` is readable for `len` bytes and, with `COPY`, `dst`
+/// writable, and they do not overlap.
 #[target_feature(enable = "neon")]
-fn sum(data: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for data in data.chunks(RUN) {
-        let mut sums = [vdupq_n_u32(0); 4];
-        let (blocks, rest) = data.as_chunks::<BLOCK>();
-        for block in blocks {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = add_words(*sum, load(vector));
+unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initial: Sum) -> Sum {
+    debug_assert!(len <= RUN && len % BLOCK == 0);
+    let take = |at: usize| {
+        debug_assert!(at + VECTOR <= len);
+        // SAFETY: the loop below calls this for vectors of whole blocks within `len`; no alignment is needed.
+        unsafe {
+            let vector = vld1q_u8(src.add(at));
+            if COPY {
+                vst1q_u8(dst.add(at), vector);
             }
+            vector
         }
-        total = swar::sum(rest, horizontal(sums, total));
+    };
+    let mut sums = [vdupq_n_u32(0); 4];
+    for at in (0..len).step_by(BLOCK) {
+        sums[0] = add_words(sums[0], take(at));
+        sums[1] = add_words(sums[1], take(at + VECTOR));
+        sums[2] = add_words(sums[2], take(at + 2 * VECTOR));
+        sums[3] = add_words(sums[3], take(at + 3 * VECTOR));
     }
-    total
-}
-
-#[target_feature(enable = "neon")]
-fn copy_and_sum(dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
-    let mut total = initial;
-    for (dst, src) in dst.chunks_mut(RUN).zip(src.chunks(RUN)) {
-        let mut sums = [vdupq_n_u32(0); 4];
-        let (blocks, rest) = src.as_chunks::<BLOCK>();
-        let (dst_blocks, dst_rest) = dst.as_chunks_mut::<BLOCK>();
-        for (dst_block, block) in dst_blocks.iter_mut().zip(blocks) {
-            let (vectors, _) = block.as_chunks::<VECTOR>();
-            let (dst_vectors, _) = dst_block.as_chunks_mut::<VECTOR>();
-            for ((sum, vector), dst) in sums.iter_mut().zip(vectors).zip(dst_vectors) {
-                let vector = load(vector);
-                store(dst, vector);
-                *sum = add_words(*sum, vector);
-            }
-        }
-        total = swar::copy_and_sum(dst_rest, rest, horizontal(sums, total));
-    }
-    total
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn load(vector: &[u8; VECTOR]) -> uint8x16_t {
-    // SAFETY: the reference is to 16 readable bytes, and `vld1q_u8` needs no alignment.
-    unsafe { vld1q_u8(vector.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn store(out: &mut [u8; VECTOR], vector: uint8x16_t) {
-    // SAFETY: the reference is to 16 writable bytes, and `vst1q_u8` needs no alignment.
-    unsafe { vst1q_u8(out.as_mut_ptr(), vector) }
+    sums.into_iter().fold(initial, |total, sum| total.add_lane(vaddlvq_u32(sum)))
 }
 
 /// Adds each pair of words to a 32-bit lane.
@@ -105,15 +97,4 @@ fn store(out: &mut [u8; VECTOR], vector: uint8x16_t) {
 #[target_feature(enable = "neon")]
 fn add_words(sum: uint32x4_t, words: uint8x16_t) -> uint32x4_t {
     vpadalq_u16(sum, vreinterpretq_u16_u8(words))
-}
-
-/// Adds all lanes, in 64 bits.
-#[inline]
-#[target_feature(enable = "neon")]
-fn horizontal(sums: [uint32x4_t; 4], initial: Sum) -> Sum {
-    let mut total = initial;
-    for sum in sums {
-        total = total.add_lane(vaddlvq_u32(sum));
-    }
-    total
 }

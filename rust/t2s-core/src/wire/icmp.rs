@@ -212,7 +212,7 @@ fn is_icmp_error(ip: &Ip, upper: &[u8]) -> bool {
     }
 }
 
-/// Turns an echo request into its reply in place: type, checksum (incrementally; the pseudo-header's sum does not
+/// Turns an echo request into its reply in place: type, and checksum incrementally (the pseudo-header's sum does not
 /// change when addresses change places). The caller turns the IP header round.
 pub fn reply_to_echo(v4: bool, message: &mut [u8]) -> Result<(), DropReason> {
     let Some(header) = message.first_chunk_mut::<ICMP_HEADER>() else { return Err(DropReason::IcmpMalformed) };
@@ -224,6 +224,11 @@ pub fn reply_to_echo(v4: bool, message: &mut [u8]) -> Result<(), DropReason> {
     header[0] = reply;
     let check = update_u16(be16(header, 2), old, be16(header, 0));
     header[2..4].copy_from_slice(&check.to_be_bytes());
+    // Identifier, sequence number and data all zero: the sum of zeros is 0, so the checksum is 0xffff, which an update
+    // cannot know (see `update_u16`).
+    if v4 && check == 0 && message.iter().all(|byte| *byte == 0) {
+        message[2..4].fill(0xff);
+    }
     Ok(())
 }
 
