@@ -6,8 +6,10 @@
 
 pub mod config;
 pub mod dial;
+pub mod engine;
 pub mod load;
 pub mod log;
 pub mod replay;
 pub mod sys;
 pub mod tun;
+pub mod worker;

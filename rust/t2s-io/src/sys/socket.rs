@@ -114,6 +114,15 @@ pub fn local_address(fd: impl AsFd) -> io::Result<SocketAddr> {
     address.socket_addr().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
+/// Whether a socket has a peer.
+pub fn is_connected(fd: impl AsFd) -> bool {
+    let mut address = Address::empty();
+    // SAFETY: storage and length are writable and belong together.
+    let answer =
+        unsafe { libc::getpeername(fd.as_fd().as_raw_fd(), (&raw mut address.storage).cast(), &raw mut address.len) };
+    answer == 0
+}
+
 /// The pending error of a socket (`SO_ERROR`), which is thereby cleared.
 pub fn take_error(fd: impl AsFd) -> io::Result<Option<io::Error>> {
     let (mut code, mut len): (libc::c_int, _) = (0, mem::size_of::<libc::c_int>() as libc::socklen_t);

@@ -1,0 +1,285 @@
+//! One connection on its way to its target, as a state machine over a non-blocking socket.
+//!
+//! It promises: no call waits; every way to fail is a [`Failure`] that says what the client shall be told and what
+//! people shall read; bytes that the target sends right behind the proxy's answer are not lost ([`Done::early`]).
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::failure::Failure;
+use super::resolve::Route;
+use super::speech::Speech;
+use super::url::Scheme;
+use crate::sys::socket::{self, SocketOption};
+
+/// Room for a proxy's answer, bytes: the longest SOCKS5 reply has 262, an HTTP one with headers some hundred.
+const ANSWER: usize = 1_024;
+
+/// What is asked of the proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A TCP connection to an address.
+    Ip(SocketAddr),
+    /// A TCP connection to a name and port, which the proxy resolves.
+    Domain(String, u16),
+    /// A UDP association; the connection keeps it alive.
+    Associate,
+}
+
+/// A connection that is ready for bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// The address that the proxy has bound: the relay of an association.
+    pub bound: Option<SocketAddr>,
+    /// Bytes of the target that came right behind the answer.
+    pub early: Vec<u8>,
+    /// The last read came back short: an edge will tell of more.
+    pub drained: bool,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It waits for the socket.
+    Waiting,
+    /// It is there.
+    Done(Done),
+    /// It will not come.
+    Failed(Failure),
+}
+
+/// A connection on its way.
+#[derive(Debug)]
+pub struct Attempt {
+    speech: Option<Speech>,
+    scheme: Scheme,
+    connected: bool,
+    /// The address that was dialled: relays that are bound to no address of their own are there.
+    dialled: SocketAddr,
+}
+
+impl Attempt {
+    /// Opens a socket and starts to connect.
+    ///
+    /// # Errors
+    /// What can be told at once: no socket, no mark, no route.
+    pub fn connect(route: &Route, mark: Option<u32>, target: &Target) -> Result<(OwnedFd, Self), Failure> {
+        let address = match (route.scheme, target) {
+            (Scheme::Direct, Target::Ip(address)) => *address,
+            (Scheme::Direct, _) => return Err(Failure::Protocol("a name without a proxy that resolves it".into())),
+            _ => *route.addresses.first().ok_or_else(|| Failure::Protocol("no address".into()))?,
+        };
+        let fd = socket::tcp(address).map_err(|error| Failure::system(&error))?;
+        socket::set(&fd, SocketOption::NoDelay, 1).map_err(|error| Failure::system(&error))?;
+        if let Some(mark) = mark {
+            socket::set(&fd, SocketOption::Mark, mark as i32).map_err(|error| Failure::system(&error))?;
+        }
+        let speech = Speech::new(route, target)?;
+        let this = Self { speech, scheme: route.scheme, connected: false, dialled: address };
+        match socket::connect(&fd, address) {
+            Ok(_) => Ok((fd, this)),
+            Err(error) => Err(this.unreachable(&error)),
+        }
+    }
+
+    /// Whether the socket is connected, to the proxy or (without one) to the target.
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// Takes the handshake as far as it goes without waiting. To be called when the socket became ready, and once right
+    /// after [`Attempt::connect`]: a proxy on this host has often accepted by then.
+    pub fn advance(&mut self, fd: impl AsFd) -> Progress {
+        match self.step(fd.as_fd()) {
+            Ok(Some(done)) => Progress::Done(done),
+            Ok(None) => Progress::Waiting,
+            Err(failure) => Progress::Failed(failure),
+        }
+    }
+
+    fn step(&mut self, fd: BorrowedFd<'_>) -> Result<Option<Done>, Failure> {
+        if self.speech.is_none() {
+            return self.step_direct(fd);
+        }
+        let mut early = None;
+        loop {
+            self.send(fd)?;
+            let Some(speech) = &mut self.speech else { return Ok(None) };
+            if let Some(bound) = speech.outcome() {
+                let (early, drained) = early.unwrap_or_default();
+                return Ok(Some(Done { bound: self.relay(bound), early, drained }));
+            }
+            if !self.connected {
+                return Ok(None);
+            }
+            let mut room = [0; ANSWER];
+            let len = match socket::recv(fd, &mut room) {
+                Ok(0) => return Err(Failure::Closed),
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(self.unreachable(&error)),
+            };
+            let rest = speech.handle(&room[..len])?;
+            early = Some((room[len - rest..len].to_vec(), len < ANSWER));
+        }
+    }
+
+    /// Writes what the handshake has to say.
+    fn send(&mut self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+        while let Some(bytes) = self.speech.as_mut().and_then(Speech::transmit) {
+            match socket::send(fd, bytes) {
+                Ok(len) => {
+                    self.connected = true;
+                    if let Some(speech) = &mut self.speech {
+                        speech.sent(len);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Behind `EPIPE` stands what the connect came to.
+                    let cause = socket::take_error(fd).ok().flatten().unwrap_or(error);
+                    return Err(self.unreachable(&cause));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Without a proxy the connection itself is all.
+    fn step_direct(&mut self, fd: BorrowedFd<'_>) -> Result<Option<Done>, Failure> {
+        if let Some(error) = socket::take_error(fd).map_err(|error| Failure::system(&error))? {
+            return Err(self.unreachable(&error));
+        }
+        if !socket::is_connected(fd) {
+            return Ok(None);
+        }
+        self.connected = true;
+        Ok(Some(Done { bound: None, early: Vec::new(), drained: false }))
+    }
+
+    fn relay(&self, bound: Option<SocketAddr>) -> Option<SocketAddr> {
+        // RFC 1928 wants the relay's address; many proxies say "any", and mean their own.
+        bound.map(
+            |bound| if bound.ip().is_unspecified() { SocketAddr::new(self.dialled.ip(), bound.port()) } else { bound },
+        )
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        let (kind, code) = (error.kind(), error.raw_os_error());
+        match self.scheme {
+            Scheme::Direct => Failure::Target(kind, code),
+            Scheme::Socks5 | Scheme::Http if self.connected => Failure::Closed,
+            Scheme::Socks5 | Scheme::Http => Failure::Proxy(kind, code),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::epoll::{Epoll, Events, Interest};
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    fn run(route: &Route, target: &Target) -> Result<(OwnedFd, Done), Failure> {
+        let (fd, mut attempt) = Attempt::connect(route, None, target)?;
+        let (epoll, mut events) = (Epoll::new().unwrap(), Events::with_capacity(1));
+        epoll.add(&fd, Interest::EDGES, 0).unwrap();
+        loop {
+            match attempt.advance(&fd) {
+                Progress::Waiting => epoll.wait(&mut events, Some(5_000_000_000)).unwrap(),
+                Progress::Done(done) => return Ok((fd, done)),
+                Progress::Failed(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// A proxy that follows a script: reads exactly these bytes, writes those.
+    fn scripted(url: &str, script: Vec<(Vec<u8>, Vec<u8>)>) -> (Route, std::thread::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = url.replace("HERE", &listener.local_addr().unwrap().to_string());
+        let route = Route::resolve(&url.parse().unwrap()).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for (read, write) in script {
+                let mut bytes = vec![0; read.len()];
+                stream.read_exact(&mut bytes).unwrap();
+                assert_eq!(bytes, read);
+                stream.write_all(&write).unwrap();
+            }
+        });
+        (route, thread)
+    }
+
+    fn target() -> Target {
+        Target::Ip("192.0.2.1:80".parse().unwrap())
+    }
+
+    const REQUEST: [u8; 10] = [5, 1, 0, 1, 192, 0, 2, 1, 0, 80];
+    const GRANTED: [u8; 10] = [5, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+
+    #[test]
+    fn socks_step_by_step_keeps_early_bytes() {
+        let granted = [&GRANTED[..], b"220 hello"].concat();
+        let script = vec![(vec![5, 1, 0], vec![5, 0]), (REQUEST.to_vec(), granted)];
+        let (route, proxy) = scripted("socks5://HERE", script);
+        let (_fd, done) = run(&route, &target()).unwrap();
+        proxy.join().unwrap();
+        assert_eq!((done.early.as_slice(), done.drained), (&b"220 hello"[..], true));
+    }
+
+    #[test]
+    fn socks_with_password_in_one_segment() {
+        let login = [&[5, 1, 2][..], &[1, 1, b'u', 2, b'p', b'w'], &REQUEST].concat();
+        let script = vec![(login, [&[5, 2, 1, 0][..], &GRANTED].concat())];
+        let (mut route, proxy) = scripted("socks5://u:pw@HERE", script);
+        route.pipelined = true;
+        run(&route, &target()).unwrap();
+        proxy.join().unwrap();
+    }
+
+    #[test]
+    fn replies_and_broken_proxies_are_told_apart() {
+        let refused = [5, 5, 0, 1, 0, 0, 0, 0, 0, 0];
+        let script = vec![(vec![5, 1, 0], vec![5, 0]), (REQUEST.to_vec(), refused.to_vec())];
+        let (route, _proxy) = scripted("socks5://HERE", script);
+        assert_eq!(run(&route, &target()).unwrap_err(), Failure::Reply(5));
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], vec![5, 0xff])]);
+        assert_eq!(run(&route, &target()).unwrap_err(), Failure::Credentials);
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], b"HTTP".to_vec())]);
+        assert!(matches!(run(&route, &target()).unwrap_err(), Failure::Protocol(_)));
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], vec![])]);
+        assert_eq!(run(&route, &target()).unwrap_err(), Failure::Closed);
+    }
+
+    #[test]
+    fn an_absent_proxy_is_no_absent_target() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let route = Route::resolve(&format!("socks5://{address}").parse().unwrap()).unwrap();
+        assert!(run(&route, &target()).unwrap_err().is_proxy());
+        let direct = Route::resolve(&"direct://".parse().unwrap()).unwrap();
+        let failure = run(&direct, &Target::Ip(address)).unwrap_err();
+        assert!(!failure.is_proxy() && failure.refusal() == t2s_core::stack::Refusal::Refused);
+    }
+
+    #[test]
+    fn associations_name_their_relay() {
+        let request = vec![5, 3, 0, 1, 0, 0, 0, 0, 0, 0];
+        let bound = vec![5, 0, 0, 1, 0, 0, 0, 0, 0x10, 0x01];
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], vec![5, 0]), (request, bound)]);
+        let (_fd, done) = run(&route, &Target::Associate).unwrap();
+        assert_eq!(done.bound, Some("127.0.0.1:4097".parse().unwrap()));
+    }
+
+    #[test]
+    fn http_connect_ends_at_the_empty_line() {
+        let request = b"CONNECT 192.0.2.1:80 HTTP/1.1\r\nHost: 192.0.2.1:80\r\n".to_vec();
+        let answer = b"HTTP/1.1 200 OK\r\nVia: x\r\n\r\nearly".to_vec();
+        let (route, _proxy) = scripted("http://HERE", vec![(request, answer)]);
+        let (_fd, done) = run(&route, &target()).unwrap();
+        assert_eq!(done.early, b"early");
+    }
+}

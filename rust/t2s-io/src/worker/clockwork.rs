@@ -1,0 +1,185 @@
+//! The watchdog of the event loop, its histogram, and when memory may be given back.
+
+use std::fmt;
+
+use crate::sys::clock::thread_cpu_nanos;
+
+/// Buckets of the histogram: powers of two of microseconds, from 1 µs; the last takes all above 16 s.
+pub(super) const BUCKETS: usize = 26;
+
+/// Iterations between two looks at the thread's CPU clock, which is a real system call.
+const CPU_EVERY: u32 = 256;
+
+/// An iteration that took longer than the limit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alarm {
+    phase: &'static str,
+    wall: u64,
+    phase_wall: u64,
+    off_cpu: u64,
+}
+
+impl fmt::Display for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |nanos: u64| nanos as f64 / 1e6;
+        write!(
+            f,
+            "{:.1} ms, of these {:.1} ms in {} and at least {:.1} ms off the CPU",
+            ms(self.wall),
+            ms(self.phase_wall),
+            self.phase,
+            ms(self.off_cpu)
+        )
+    }
+}
+
+/// When unused memory is to be given back.
+pub(super) enum Trim {
+    /// Now.
+    Now,
+    /// At this time, nanoseconds, unless work comes first.
+    At(u64),
+    /// Nothing was used since the last time.
+    Never,
+}
+
+/// Measures iterations.
+#[derive(Debug)]
+pub(super) struct Clockwork {
+    limit: u64,
+    started: u64,
+    phase: &'static str,
+    phase_started: u64,
+    /// The longest phase of this iteration.
+    longest: (&'static str, u64),
+    /// CPU time at some moment before this iteration started.
+    cpu: u64,
+    since_cpu: u32,
+    /// Work was done since the last trim, the last of it at this time.
+    busy: Option<u64>,
+    pub(super) iterations: u64,
+    pub(super) longest_wall: u64,
+    pub(super) histogram: [u64; BUCKETS],
+}
+
+impl Clockwork {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            limit,
+            started: 0,
+            phase: "events",
+            phase_started: 0,
+            longest: ("events", 0),
+            cpu: thread_cpu_nanos(),
+            since_cpu: 0,
+            busy: None,
+            iterations: 0,
+            longest_wall: 0,
+            histogram: [0; BUCKETS],
+        }
+    }
+
+    /// A wait that may last is about to begin: a cheap moment to look at the CPU clock.
+    pub(super) fn rest(&mut self) {
+        if self.limit != 0 && self.since_cpu >= CPU_EVERY / 8 {
+            self.cpu = thread_cpu_nanos();
+            self.since_cpu = 0;
+        }
+    }
+
+    /// An iteration begins; `woken` when something else than time has ended the wait.
+    pub(super) fn start(&mut self, now: u64, woken: bool) {
+        self.since_cpu += 1;
+        if self.limit != 0 && self.since_cpu >= CPU_EVERY {
+            self.cpu = thread_cpu_nanos();
+            self.since_cpu = 0;
+        }
+        self.started = now;
+        self.phase = "events";
+        self.phase_started = now;
+        self.longest = ("events", 0);
+        if woken {
+            self.busy = Some(now);
+        }
+    }
+
+    /// The iteration enters a phase.
+    #[inline]
+    pub(super) fn phase(&mut self, name: &'static str) {
+        if self.limit != 0 {
+            let now = crate::sys::clock::monotonic_nanos();
+            self.close_phase(now);
+            self.phase = name;
+            self.phase_started = now;
+        }
+    }
+
+    fn close_phase(&mut self, now: u64) {
+        let took = now.saturating_sub(self.phase_started);
+        if took > self.longest.1 {
+            self.longest = (self.phase, took);
+        }
+    }
+
+    /// The iteration ends.
+    pub(super) fn end(&mut self, now: u64) -> Option<Alarm> {
+        let wall = now.saturating_sub(self.started);
+        self.iterations += 1;
+        self.longest_wall = self.longest_wall.max(wall);
+        let bucket = (u64::BITS - (wall / 1_000).leading_zeros()) as usize;
+        self.histogram[bucket.min(BUCKETS - 1)] += 1;
+        if self.limit == 0 || wall <= self.limit {
+            return None;
+        }
+        self.close_phase(now);
+        // CPU time since some moment before the start is an upper bound of this iteration's own.
+        let cpu = thread_cpu_nanos();
+        let off_cpu = wall.saturating_sub(cpu.saturating_sub(self.cpu));
+        self.cpu = cpu;
+        self.since_cpu = 0;
+        Some(Alarm { phase: self.longest.0, wall, phase_wall: self.longest.1, off_cpu })
+    }
+
+    /// When memory may be given back: once, after a time without work.
+    pub(super) fn trim_due(&mut self, now: u64, quiet: u64) -> Trim {
+        match self.busy {
+            None => Trim::Never,
+            Some(busy) if now.saturating_sub(busy) >= quiet => {
+                self.busy = None;
+                Trim::Now
+            }
+            Some(busy) => Trim::At(busy + quiet),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_iteration_raises_an_alarm_with_its_phase() {
+        let mut clockwork = Clockwork::new(1_000_000);
+        let now = crate::sys::clock::monotonic_nanos();
+        clockwork.start(now, true);
+        clockwork.phase("device");
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        clockwork.phase("timers");
+        let alarm = clockwork.end(crate::sys::clock::monotonic_nanos()).unwrap();
+        assert_eq!(alarm.phase, "device");
+        assert!(alarm.off_cpu > 1_000_000, "{alarm}");
+        clockwork.start(now, true);
+        assert!(clockwork.end(now + 1_000).is_none());
+        assert_eq!(clockwork.histogram[1], 1);
+    }
+
+    #[test]
+    fn trim_comes_once_after_work() {
+        let mut clockwork = Clockwork::new(0);
+        assert!(matches!(clockwork.trim_due(5, 10), Trim::Never));
+        clockwork.start(5, true);
+        assert!(matches!(clockwork.trim_due(6, 10), Trim::At(15)));
+        assert!(matches!(clockwork.trim_due(15, 10), Trim::Now));
+        assert!(matches!(clockwork.trim_due(30, 10), Trim::Never));
+    }
+}

@@ -1,0 +1,539 @@
+//! The upstreams of UDP sessions: one SOCKS5 association, or one socket of this host, for each client source.
+//!
+//! All destinations of a client share its upstream, and whatever comes back to it goes to the client (full cone,
+//! RFC 4787: endpoint-independent mapping and filtering). Datagrams travel in batches, and runs of equal length as one
+//! super-datagram where the kernel takes it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use crate::dial::speech::udp_header;
+use t2s_core::buf::{Buf, CLASSES};
+use t2s_core::udp::SessionId;
+
+use super::token::{Kind, Token};
+use super::{FRAME_MAX, HEADROOM, Worker};
+use crate::config::DnsMode;
+use crate::dial::{Attempt, Failure, Progress, Scheme, Target};
+use crate::log::Level;
+use crate::sys::datagram::{self, BATCH, Incoming, Outgoing};
+use crate::sys::epoll::{Event, Interest};
+use crate::sys::socket::{self, SocketOption};
+
+/// The port of DNS.
+const DNS: u16 = 53;
+/// Buffers of one batched read: each may hold a run of datagrams.
+const RECEIVE: usize = 8;
+/// Batched reads of one session in a row before others have their turn.
+const READS: usize = 4;
+/// Datagrams of a run that goes out as one: the kernel's `UDP_MAX_SEGMENTS` was 64 for long.
+const RUN: usize = BATCH;
+/// Longest datagram of a run: what fits into the smallest usual path.
+const RUN_MAX: usize = 1_400;
+/// Payload of a run, bytes: less than the longest datagram.
+const RUN_BYTES: usize = 60_000;
+/// A datagram up to this long is copied out of its large buffer.
+const COPY_MAX: usize = CLASSES[CLASSES.len() - 2] - HEADROOM;
+/// Receive buffer of a datagram socket, bytes: some hundred datagrams that came in one burst.
+const SOCKET_BUFFER: i32 = 1 << 20;
+
+/// Where the upstream of a session stands.
+#[derive(Debug)]
+enum Via {
+    /// The association is on its way.
+    Dialing(Box<Attempt>),
+    /// Datagrams go to the proxy's relay, behind a header each.
+    Relay,
+    /// Datagrams go to their targets.
+    Direct,
+    /// The proxy carries no datagrams.
+    Refused,
+}
+
+/// The upstream of one session.
+#[derive(Debug)]
+struct Session {
+    id: SessionId,
+    via: Via,
+    /// Keeps the association alive.
+    control: Option<OwnedFd>,
+    /// The datagram socket.
+    socket: Option<OwnedFd>,
+    readable: bool,
+    writable: bool,
+    /// Stands in [`Datagrams::ready`].
+    queued: bool,
+    /// The kernel takes runs.
+    runs: bool,
+}
+
+/// All upstreams of UDP sessions of a worker.
+#[derive(Debug, Default)]
+pub(super) struct Datagrams {
+    slots: Vec<Option<Session>>,
+    ready: VecDeque<SessionId>,
+    /// Large buffers for batched reads.
+    rooms: Vec<Buf>,
+    /// The batch that is being written.
+    batch: Vec<(SocketAddr, Buf)>,
+}
+
+fn index(id: SessionId) -> usize {
+    id.to_u64() as u32 as usize
+}
+
+fn generation(id: SessionId) -> u32 {
+    (id.to_u64() >> 32) as u32
+}
+
+impl Datagrams {
+    fn get(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.slots.get_mut(index(id))?.as_mut().filter(|session| session.id == id)
+    }
+
+    fn by_token(&mut self, token: Token) -> Option<&mut Session> {
+        let session = self.slots.get_mut(token.index())?.as_mut()?;
+        token.is_generation(generation(session.id)).then_some(session)
+    }
+
+    fn insert(&mut self, session: Session) {
+        let index = index(session.id);
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, || None);
+        }
+        self.slots[index] = Some(session);
+    }
+
+    fn queue(&mut self, id: SessionId) {
+        if let Some(session) = self.get(id)
+            && session.readable
+            && !session.queued
+            && session.socket.is_some()
+        {
+            session.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Whether a session waits to be read.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Gives the buffers of a burst back.
+    pub(super) fn drain_rooms(&mut self) -> impl Iterator<Item = Buf> + '_ {
+        while self.slots.last().is_some_and(Option::is_none) {
+            self.slots.pop();
+        }
+        self.slots.shrink_to(self.slots.len() * 2);
+        self.rooms.drain(..)
+    }
+}
+
+impl Worker {
+    /// A client has sent its first datagram.
+    pub(super) fn open_session(&mut self, id: SessionId, client: SocketAddr) {
+        let mut session = Session {
+            id,
+            via: Via::Refused,
+            control: None,
+            socket: None,
+            readable: false,
+            writable: true,
+            queued: false,
+            runs: true,
+        };
+        if self.route.scheme == Scheme::Direct {
+            session.via = Via::Direct;
+            let any: IpAddr =
+                if client.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            match self.datagram_socket(id, SocketAddr::new(any, 0), None) {
+                Ok(socket) => session.socket = Some(socket),
+                Err(error) => {
+                    session.via = Via::Refused;
+                    self.say(Level::Debug, format_args!("udp {client}: {error}"));
+                }
+            }
+        }
+        // Everything else is decided by the first datagram, which may be a DNS query that needs no association.
+        self.datagrams.insert(session);
+    }
+
+    /// A registered datagram socket: bound to `local`, or connected to `relay`.
+    fn datagram_socket(&self, id: SessionId, local: SocketAddr, relay: Option<SocketAddr>) -> io::Result<OwnedFd> {
+        let fd = socket::udp(relay.unwrap_or(local))?;
+        if let Some(mark) = self.shared.config.mark {
+            socket::set(&fd, SocketOption::Mark, mark as i32)?;
+        }
+        let _ = socket::set(&fd, SocketOption::ReceiveBuffer, SOCKET_BUFFER);
+        let _ = socket::set(&fd, SocketOption::SendBuffer, SOCKET_BUFFER);
+        // An old kernel hands over datagrams one by one.
+        let _ = socket::set(&fd, SocketOption::UdpGro, 1);
+        match relay {
+            Some(relay) => socket::connect(&fd, relay).map(|_| ())?,
+            None => socket::bind(&fd, local)?,
+        }
+        let token = Token::new(Kind::Relay, index(id) as u32, generation(id));
+        self.epoll.add(&fd, Interest::EDGES, token.bits())?;
+        Ok(fd)
+    }
+
+    /// Starts an association for a session that has none.
+    fn associate(&mut self, id: SessionId) {
+        let (fd, attempt) = match Attempt::connect(&self.route, self.shared.config.mark, &Target::Associate) {
+            Ok(started) => started,
+            Err(failure) => return self.refuse_session(id, &failure),
+        };
+        let token = Token::new(Kind::Control, index(id) as u32, generation(id));
+        if let Err(error) = self.epoll.add(&fd, Interest::EDGES, token.bits()) {
+            return self.refuse_session(id, &Failure::system(&error));
+        }
+        let Some(session) = self.datagrams.get(id) else { return };
+        session.control = Some(fd);
+        session.via = Via::Dialing(Box::new(attempt));
+        self.associate_on(id);
+    }
+
+    /// Takes the association's handshake as far as it goes now.
+    fn associate_on(&mut self, id: SessionId) {
+        let Some(session) = self.datagrams.get(id) else { return };
+        let (Via::Dialing(attempt), Some(control)) = (&mut session.via, &session.control) else { return };
+        match attempt.advance(control) {
+            Progress::Waiting => {}
+            Progress::Failed(failure) => self.refuse_session(id, &failure),
+            Progress::Done(done) => {
+                let Some(relay) = done.bound else {
+                    return self.refuse_session(id, &Failure::Protocol("an association without an address".into()));
+                };
+                match self.datagram_socket(id, relay, Some(relay)) {
+                    Ok(socket) => {
+                        let Some(session) = self.datagrams.get(id) else { return };
+                        session.socket = Some(socket);
+                        session.via = Via::Relay;
+                        self.send_datagrams(id);
+                    }
+                    Err(error) => self.refuse_session(id, &Failure::system(&error)),
+                }
+            }
+        }
+    }
+
+    /// The upstream carries no datagrams of this session.
+    fn refuse_session(&mut self, id: SessionId, failure: &Failure) {
+        self.stats.refused(failure);
+        if failure.is_proxy() {
+            self.report_unreachable();
+        }
+        if let Failure::Reply(7) = failure {
+            self.shared.route.update(|route| route.udp = Some(false));
+            self.shared.route.refresh(&mut self.route_seen, &mut self.route);
+        }
+        if !self.shared.udp_refusal_told.swap(true, Ordering::Relaxed) {
+            self.say(
+                Level::Warn,
+                format_args!("no UDP through the proxy ({failure}): DNS goes over TCP, other datagrams are refused"),
+            );
+        }
+        if let Some(session) = self.datagrams.get(id) {
+            session.via = Via::Refused;
+            session.control = None;
+            session.socket = None;
+        }
+        self.send_datagrams(id);
+    }
+
+    /// Something happened to the connection that keeps an association alive.
+    pub(super) fn control_event(&mut self, token: Token, event: Event) {
+        let Some(session) = self.datagrams.by_token(token) else { return };
+        let id = session.id;
+        if matches!(session.via, Via::Dialing(_)) {
+            return self.associate_on(id);
+        }
+        if event.ended() {
+            // RFC 1928, section 6: the association ends with the connection. The next datagram makes a new one.
+            self.stack.close_session(id);
+        }
+    }
+
+    /// Something happened to a datagram socket.
+    pub(super) fn relay_event(&mut self, token: Token, event: Event) {
+        let Some(session) = self.datagrams.by_token(token) else { return };
+        let id = session.id;
+        session.readable |= event.readable();
+        let unblocked = event.writable() && !session.writable;
+        session.writable |= event.writable();
+        self.datagrams.queue(id);
+        if unblocked {
+            self.send_datagrams(id);
+        }
+    }
+
+    /// Writes the datagrams that wait in a session, as many as the socket takes.
+    pub(super) fn send_datagrams(&mut self, id: SessionId) {
+        loop {
+            let Some(session) = self.datagrams.get(id) else { return };
+            match session.via {
+                Via::Dialing(_) => return,
+                Via::Relay | Via::Direct if !session.writable => return,
+                Via::Relay | Via::Direct | Via::Refused => {}
+            }
+            // A session whose upstream nobody has asked for yet: the first datagram says whether it needs one.
+            let undecided = matches!(session.via, Via::Refused)
+                && self.route.scheme == Scheme::Socks5
+                && self.route.udp != Some(false);
+            let relayed = matches!(session.via, Via::Relay);
+            let refused = matches!(session.via, Via::Refused);
+            let over_tcp = self.shared.config.dns == DnsMode::OverTcp || (refused && !undecided);
+            let mut batch = std::mem::take(&mut self.datagrams.batch);
+            let mut more = false;
+            while let Some((target, mut payload)) = self.stack.pop_datagram(id) {
+                if target.port() == DNS && over_tcp {
+                    self.look_up(id, target, payload);
+                } else if undecided {
+                    self.stack.unpop_datagram(id, target, payload);
+                    self.datagrams.batch = batch;
+                    return self.associate(id);
+                } else if refused {
+                    self.stack.free(payload);
+                    self.stack.udp_unreachable(self.now, id, target);
+                } else {
+                    if relayed && !udp_header::prepend(&mut payload, target) {
+                        self.stats.datagrams_lost += 1;
+                        self.stack.free(payload);
+                        continue;
+                    }
+                    batch.push((target, payload));
+                    if batch.len() == BATCH {
+                        more = true;
+                        break;
+                    }
+                }
+            }
+            self.write_batch(id, &mut batch, relayed);
+            self.datagrams.batch = batch;
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Writes a batch; what the socket does not take is lost, as in any full queue on the way, except that the session
+    /// waits before it offers more.
+    fn write_batch(&mut self, id: SessionId, batch: &mut Vec<(SocketAddr, Buf)>, relayed: bool) {
+        let mut offset = 0;
+        while offset < batch.len() {
+            let Some(session) = self.datagrams.get(id) else { break };
+            let Some(socket) = &session.socket else { break };
+            let rest = &batch[offset..];
+            let mut slices = [IoSlice::new(&[]); BATCH];
+            for (slot, (_, payload)) in slices.iter_mut().zip(rest) {
+                *slot = IoSlice::new(payload.as_slice());
+            }
+            let mut messages = [const { Outgoing { to: None, slices: &[], segment: 0 } }; BATCH];
+            // How many datagrams stand in each message.
+            let (mut runs, mut count, mut at) = ([0_usize; BATCH], 0, 0);
+            while at < rest.len().min(BATCH) {
+                let len = if session.runs { run_len(&rest[at..], relayed) } else { 1 };
+                messages[count] = Outgoing {
+                    to: (!relayed).then(|| rest[at].0.into()),
+                    slices: &slices[at..at + len],
+                    segment: if len > 1 { rest[at].1.len() as u16 } else { 0 },
+                };
+                runs[count] = len;
+                at += len;
+                count += 1;
+            }
+            self.stats.datagram_calls += 1;
+            match datagram::send(socket, &messages[..count]) {
+                Ok(sent) => {
+                    let datagrams: usize = runs[..sent].iter().sum();
+                    self.stats.datagrams_up += datagrams as u64;
+                    offset += datagrams;
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => {
+                        session.writable = false;
+                        break;
+                    }
+                    Some(libc::EINTR) => {}
+                    // A device without segmentation, or a path with a smaller MTU: one by one from now on.
+                    Some(libc::EINVAL | libc::EIO | libc::EMSGSIZE | libc::EOPNOTSUPP) if runs[0] > 1 => {
+                        session.runs = false;
+                    }
+                    // Of this datagram alone (too long, unreachable), or of one before it (ICMP): the rest goes on.
+                    _ => {
+                        self.stats.datagrams_lost += 1;
+                        offset += runs[0].max(1);
+                    }
+                },
+            }
+        }
+        self.stats.datagrams_lost += (batch.len() - offset.min(batch.len())) as u64;
+        for (_, payload) in batch.drain(..) {
+            self.stack.free(payload);
+        }
+    }
+
+    /// Reads from datagram sockets that are ready, in turn.
+    pub(super) fn receive_datagrams(&mut self) {
+        for _ in 0..self.datagrams.ready.len() {
+            if self.starved {
+                return;
+            }
+            let Some(id) = self.datagrams.ready.pop_front() else { return };
+            let Some(session) = self.datagrams.get(id) else { continue };
+            session.queued = false;
+            self.receive_session(id);
+            self.datagrams.queue(id);
+        }
+    }
+
+    fn receive_session(&mut self, id: SessionId) {
+        for _ in 0..READS {
+            while self.datagrams.rooms.len() < RECEIVE {
+                match self.stack.alloc(FRAME_MAX, HEADROOM) {
+                    Some(buf) => self.datagrams.rooms.push(buf),
+                    None if self.datagrams.rooms.is_empty() => {
+                        self.starved = true;
+                        return;
+                    }
+                    None => break,
+                }
+            }
+            let mut rooms = std::mem::take(&mut self.datagrams.rooms);
+            let received = self.receive_into(id, &mut rooms);
+            rooms.retain(|buf| buf.capacity() >= FRAME_MAX);
+            self.datagrams.rooms = rooms;
+            if received < RECEIVE {
+                return;
+            }
+        }
+    }
+
+    /// One batched read; answers how many messages came.
+    fn receive_into(&mut self, id: SessionId, rooms: &mut [Buf]) -> usize {
+        let Some(session) = self.datagrams.get(id) else { return 0 };
+        let (Some(socket), relayed) = (&session.socket, matches!(session.via, Via::Relay)) else { return 0 };
+        let mut told = [(0_usize, 0_u16, None, false); RECEIVE];
+        let count = {
+            let mut spares = rooms.iter_mut().map(|buf| {
+                buf.reset(HEADROOM);
+                buf.spare_mut()
+            });
+            let mut messages: [Incoming<'_>; RECEIVE] =
+                std::array::from_fn(|_| Incoming::new(spares.next().unwrap_or_default()));
+            self.stats.datagram_calls += 1;
+            match datagram::receive(socket, &mut messages) {
+                Ok(count) => {
+                    for (told, message) in told.iter_mut().zip(&messages[..count]) {
+                        let from = if relayed { None } else { message.from.socket_addr() };
+                        *told = (message.len, message.segment, from, message.truncated);
+                    }
+                    count
+                }
+                Err(error) => {
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock => session.readable = false,
+                        // An ICMP error about a datagram of ours; the socket goes on.
+                        _ => self.stats.datagrams_lost += 1,
+                    }
+                    return 0;
+                }
+            }
+        };
+        if count < RECEIVE {
+            session.readable = false;
+        }
+        for (buf, &(len, segment, from, truncated)) in rooms.iter_mut().zip(&told[..count]) {
+            if truncated {
+                self.stats.datagrams_lost += 1;
+                continue;
+            }
+            buf.grow(len);
+            let segment = if segment == 0 { len.max(1) } else { segment.into() };
+            if len > segment || len <= COPY_MAX {
+                self.deliver_run(id, buf.as_slice(), segment, from);
+            } else if let Some(empty) = self.stack.alloc(0, 0) {
+                let whole = std::mem::replace(buf, empty);
+                self.deliver_whole(id, whole, from);
+            }
+        }
+        count
+    }
+
+    /// Hands a run of datagrams to the client, each in a buffer of its size.
+    fn deliver_run(&mut self, id: SessionId, run: &[u8], segment: usize, from: Option<SocketAddr>) {
+        let mut rest = run;
+        loop {
+            let (datagram, tail) = rest.split_at(segment.min(rest.len()));
+            rest = tail;
+            let (from, payload) = match from {
+                Some(from) => (Some(from), datagram),
+                None => match udp_header::parse(datagram) {
+                    Some((from, header)) => (Some(from), &datagram[header..]),
+                    None => (None, datagram),
+                },
+            };
+            let copy = from.and_then(|from| Some((from, self.stack.alloc(payload.len(), HEADROOM)?)));
+            if let Some((from, mut copy)) = copy {
+                copy.append(payload);
+                self.stats.datagrams_down += 1;
+                self.stack.datagram(self.now, id, from, copy);
+            } else {
+                self.stats.datagrams_lost += 1;
+            }
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Hands a long datagram to the client in the buffer that it came in.
+    fn deliver_whole(&mut self, id: SessionId, mut buf: Buf, from: Option<SocketAddr>) {
+        let from = from.or_else(|| {
+            let (from, header) = udp_header::parse(buf.as_slice())?;
+            buf.advance(header);
+            Some(from)
+        });
+        if let Some(from) = from {
+            self.stats.datagrams_down += 1;
+            self.stack.datagram(self.now, id, from, buf);
+        } else {
+            self.stats.datagrams_lost += 1;
+            self.stack.free(buf);
+        }
+    }
+
+    /// The session is gone.
+    pub(super) fn close_session(&mut self, id: SessionId) {
+        if self.datagrams.get(id).is_some() {
+            self.datagrams.slots[index(id)] = None;
+        }
+    }
+}
+
+/// How many datagrams at the front of `rest` go out as one: all of one length, the last one maybe shorter, to one
+/// address.
+fn run_len(rest: &[(SocketAddr, Buf)], relayed: bool) -> usize {
+    let Some(((to, first), others)) = rest.split_first() else { return 0 };
+    let len = first.len();
+    if len == 0 || len > RUN_MAX {
+        return 1;
+    }
+    let most = (RUN_BYTES / len).min(RUN) - 1;
+    let mut count = 1;
+    for (target, next) in others.iter().take(most) {
+        if next.is_empty() || next.len() > len || !(relayed || target == to) {
+            break;
+        }
+        count += 1;
+        if next.len() < len {
+            break;
+        }
+    }
+    count
+}

@@ -1,0 +1,510 @@
+//! One worker: a thread, a TUN queue, a stack, and the sockets of its flows.
+//!
+//! A turn of the loop: wait for readiness; read packets into the stack; do what the stack requests (dial, write to
+//! upstreams, close); read from upstreams; run timers; write packets. Each step has a budget, so that a turn ends soon
+//! and every flow has its share of it; what is left over makes the next wait a mere look.
+//!
+//! On the packet path it takes no lock that another thread could hold for long and allocates from its pool alone. All
+//! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
+//! so that a flow costs one `epoll_ctl` in its life.
+
+mod clockwork;
+mod datagrams;
+mod lookup;
+mod stats;
+mod streams;
+mod token;
+
+use std::io;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError};
+
+use t2s_core::buf::Buf;
+use t2s_core::stack::{MAX_SLICES, Packet, Request, Stack};
+use t2s_core::stats::DropReason;
+use t2s_core::time::{Instant, MILLIS};
+use t2s_core::wire::virtio::{self, VirtioNetHdr};
+
+use crate::config::TunnelConfig;
+use crate::dial::Route;
+use crate::dial::resolve::SharedRoute;
+use crate::log::{Level, Logger};
+use crate::sys::clock::monotonic_nanos;
+use crate::sys::epoll::{Epoll, Events, Interest};
+use crate::sys::event::Waker;
+use crate::tun::{Queue, VNET_HEADER};
+
+use clockwork::Clockwork;
+use datagrams::Datagrams;
+use lookup::Lookups;
+pub use stats::{FlowRow, TunnelStats, WorkerStats};
+use streams::Streams;
+use token::{Kind, Token};
+
+/// Events of one wait.
+const EVENTS: usize = 512;
+/// Packets of one turn: with small packets some 50 µs of work.
+const PACKETS: usize = 128;
+/// Bytes of packets that are read before the upstreams get their share: what stays in a second-level cache between the
+/// kernel's copy into the buffer and its copy out of it.
+const BATCH_BYTES: usize = 320 * 1024;
+/// Packets written in one turn before acknowledgements are read again.
+const TRANSMITS: usize = 256;
+/// Reads up to this long are copied into a buffer of their size, so that the large one is used again at once, hot.
+const COPY_MAX: usize = 2_048 - HEADROOM;
+/// Room in front of payload: virtio, IPv6 and TCP headers with all options fit.
+const HEADROOM: usize = 128;
+/// A whole super-segment with its headers, bytes: the largest packet that a device hands over.
+const FRAME_MAX: usize = 67_584 - HEADROOM;
+/// Wait before the pool is asked again after it was exhausted.
+const STARVED: u64 = 2 * MILLIS;
+/// Time between two looks at memory that could be given back.
+const TRIM_EVERY: u64 = 1_000 * MILLIS;
+/// Packets that may wait for another worker.
+pub(crate) const FOREIGN: usize = 1_024;
+
+/// What other threads ask of a worker.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A copy of its counters.
+    Stats(Sender<WorkerStats>),
+    /// A row for each of its TCP flows.
+    Flows(Sender<Vec<FlowRow>>),
+    /// End: at once when `grace` is 0, else when the flows are done or the time is up (nanoseconds).
+    Stop {
+        /// Nanoseconds that flows have left to end by themselves.
+        grace: u64,
+    },
+}
+
+/// A worker as its fellows see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) packets: SyncSender<Packet>,
+    pub(crate) waker: Arc<Waker>,
+}
+
+/// What all workers of a tunnel share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: TunnelConfig,
+    pub(crate) route: SharedRoute,
+    pub(crate) logger: Logger,
+    /// How often the proxy could not be reached.
+    pub(crate) unreachable: AtomicU64,
+    /// Wakes the thread that keeps the route up to date.
+    pub(crate) guide: Waker,
+    /// The tunnel stops.
+    pub(crate) stopping: AtomicBool,
+    /// That thread is in the system's resolver, which cannot be interrupted.
+    pub(crate) resolving: AtomicBool,
+    /// It was said that the proxy carries no UDP.
+    pub(crate) udp_refusal_told: AtomicBool,
+}
+
+/// What a worker is made of.
+pub(crate) struct Parts {
+    pub(crate) index: usize,
+    pub(crate) stack: Stack,
+    pub(crate) queue: Queue,
+    pub(crate) waker: Arc<Waker>,
+    pub(crate) commands: Receiver<Command>,
+    pub(crate) packets: Receiver<Packet>,
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// One worker of a tunnel.
+pub(crate) struct Worker {
+    index: usize,
+    stack: Stack,
+    queue: Queue,
+    epoll: Epoll,
+    waker: Arc<Waker>,
+    commands: Receiver<Command>,
+    packets: Receiver<Packet>,
+    peers: Vec<Peer>,
+    shared: Arc<Shared>,
+    /// The route as this worker last saw it, and its version.
+    route: Arc<Route>,
+    route_seen: u64,
+    streams: Streams,
+    datagrams: Datagrams,
+    lookups: Lookups,
+    batch: Vec<Packet>,
+    /// The buffer that the next read goes into.
+    scratch: Option<Buf>,
+    /// The device has packets.
+    device_ready: bool,
+    /// Something was left over: the next wait is a mere look.
+    unfinished: bool,
+    /// The pool was empty: rest a little.
+    starved: bool,
+    /// Writes of super-segments that the device has refused.
+    offload_dropped: bool,
+    /// When to stop although flows are left.
+    stop_at: Option<Instant>,
+    stats: WorkerStats,
+    clockwork: Clockwork,
+    now: Instant,
+}
+
+fn clock() -> Instant {
+    Instant::from_nanos(monotonic_nanos())
+}
+
+impl Worker {
+    /// A worker that is ready to run.
+    pub(crate) fn new(parts: Parts) -> io::Result<Self> {
+        let Parts { index, stack, queue, waker, commands, packets, peers, shared } = parts;
+        let epoll = Epoll::new()?;
+        epoll.add(&queue, Interest::EDGE_IN, Token::new(Kind::Device, 0, 0).bits())?;
+        epoll.add(&*waker, Interest::EDGE_IN, Token::new(Kind::Waker, 0, 0).bits())?;
+        let route = shared.route.get();
+        let limit = u64::from(shared.config.loop_limit_ms) * MILLIS;
+        Ok(Self {
+            index,
+            stack,
+            queue,
+            epoll,
+            waker,
+            commands,
+            packets,
+            peers,
+            shared,
+            route,
+            route_seen: 0,
+            streams: Streams::default(),
+            datagrams: Datagrams::default(),
+            lookups: Lookups::default(),
+            batch: Vec::with_capacity(PACKETS),
+            scratch: None,
+            device_ready: true,
+            unfinished: true,
+            starved: false,
+            offload_dropped: false,
+            stop_at: None,
+            stats: WorkerStats::default(),
+            clockwork: Clockwork::new(limit),
+            now: clock(),
+        })
+    }
+
+    /// Runs until told to stop, or until the device is gone.
+    pub(crate) fn run(mut self) -> (io::Result<()>, WorkerStats) {
+        let mut events = Events::with_capacity(EVENTS);
+        let outcome = loop {
+            if let Err(error) = self.turn(&mut events) {
+                break Err(error);
+            }
+            if self.stop_at.is_some_and(|at| at <= self.now || self.stack.stats().flows == 0) {
+                break Ok(());
+            }
+        };
+        self.finish();
+        (outcome, self.snapshot())
+    }
+
+    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+        let timeout = self.timeout();
+        if timeout != Some(0) {
+            self.clockwork.rest();
+        }
+        self.epoll.wait(events, timeout)?;
+        self.now = clock();
+        self.clockwork.start(self.now.nanos(), !events.is_empty());
+        self.unfinished = false;
+        self.starved = false;
+        for event in events.iter() {
+            let token = Token::from_bits(event.token);
+            match token.kind() {
+                Some(Kind::Device) => self.device_ready = true,
+                Some(Kind::Waker) => self.mail(),
+                Some(Kind::Stream) => self.stream_event(token, event),
+                Some(Kind::Control) => self.control_event(token, event),
+                Some(Kind::Relay) => self.relay_event(token, event),
+                Some(Kind::Lookup) => self.lookup_event(token, event),
+                None => {}
+            }
+        }
+        self.clockwork.phase("device");
+        if self.device_ready {
+            self.read_device()?;
+        }
+        self.clockwork.phase("requests");
+        self.serve();
+        self.clockwork.phase("upstreams");
+        self.receive_streams();
+        self.receive_datagrams();
+        self.clockwork.phase("timers");
+        self.now = clock();
+        if self.stack.next_timeout().is_some_and(|at| at <= self.now) {
+            self.stack.handle_timeout(self.now);
+        }
+        self.lookup_timeouts();
+        self.serve();
+        self.clockwork.phase("transmit");
+        self.transmit()?;
+        self.serve();
+        if let Some(alarm) = self.clockwork.end(monotonic_nanos()) {
+            self.stats.alarms += 1;
+            self.say(Level::Warn, format_args!("event loop of worker {} took long: {alarm}", self.index));
+        }
+        Ok(())
+    }
+
+    /// How long the next wait may last, nanoseconds.
+    fn timeout(&mut self) -> Option<u64> {
+        if self.device_ready || self.unfinished {
+            return Some(0);
+        }
+        if self.starved || self.streams.has_ready() || self.datagrams.has_ready() {
+            return Some(if self.starved { STARVED } else { 0 });
+        }
+        let now = clock();
+        let mut next = self.stack.next_timeout();
+        let mut sooner = |at: Option<Instant>| next = [next, at].into_iter().flatten().min();
+        sooner(self.lookups.next_timeout());
+        sooner(self.stop_at);
+        // Something was cached since the last rest: come back once, when it is quiet, to give it back.
+        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY) {
+            clockwork::Trim::Now => self.trim(),
+            clockwork::Trim::At(at) => sooner(Some(Instant::from_nanos(at))),
+            clockwork::Trim::Never => {}
+        }
+        next.map(|at| at.since(now))
+    }
+
+    fn trim(&mut self) {
+        if let Some(buf) = self.scratch.take() {
+            self.stack.free(buf);
+        }
+        for buf in self.datagrams.drain_rooms() {
+            self.stack.free(buf);
+        }
+        self.streams.trim();
+        self.stack.trim();
+    }
+
+    /// A large buffer to read into, or nothing while the pool is empty.
+    fn scratch(&mut self) -> Option<Buf> {
+        let buf = self.scratch.take().or_else(|| self.stack.alloc(FRAME_MAX, HEADROOM));
+        if buf.is_none() {
+            self.starved = true;
+        }
+        buf
+    }
+
+    /// Keeps a buffer for the next read.
+    fn keep(&mut self, mut buf: Buf) {
+        if self.scratch.is_none() && buf.capacity() >= FRAME_MAX {
+            buf.reset(HEADROOM);
+            self.scratch = Some(buf);
+        } else {
+            self.stack.free(buf);
+        }
+    }
+
+    /// Reads packets into the stack until the device has no more, or the budget is spent.
+    fn read_device(&mut self) -> io::Result<()> {
+        let mut bytes = 0;
+        for _ in 0..PACKETS {
+            let Some(mut buf) = self.scratch() else { break };
+            buf.reset(HEADROOM);
+            match self.queue.read(buf.spare_mut()) {
+                Ok(len) => {
+                    bytes += len;
+                    self.stats.device_reads += 1;
+                    buf.grow(len);
+                    self.take_frame(buf);
+                    if bytes >= BATCH_BYTES {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    self.keep(buf);
+                    match error.kind() {
+                        io::ErrorKind::WouldBlock => self.device_ready = false,
+                        io::ErrorKind::Interrupted => {}
+                        // The interface is down: nothing comes until it is up again, which is an edge.
+                        _ if error.raw_os_error() == Some(libc::EIO) => self.device_ready = false,
+                        _ => return Err(error),
+                    }
+                    break;
+                }
+            }
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        self.stack.handle_batch(self.now, &mut batch);
+        self.batch = batch;
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Turns what the device gave into a packet of the batch.
+    fn take_frame(&mut self, mut frame: Buf) {
+        let mut packet = Packet::plain(frame);
+        if self.queue.header_len() != 0 {
+            frame = packet.buf;
+            let header = match VirtioNetHdr::decode(frame.as_slice()) {
+                Ok((header, _)) => header,
+                Err(reason) => {
+                    self.stats.drops.add(reason);
+                    return self.keep(frame);
+                }
+            };
+            frame.advance(VNET_HEADER);
+            let trusted = header.flags & (virtio::F_NEEDS_CSUM | virtio::F_DATA_VALID) != 0;
+            let gso_size = if header.gso_type == virtio::GSO_NONE { 0 } else { header.gso_size };
+            packet = Packet { buf: frame, checksum_trusted: trusted, gso_size };
+        }
+        if packet.buf.len() <= COPY_MAX {
+            match self.stack.alloc(packet.buf.len(), HEADROOM) {
+                Some(mut small) => {
+                    small.append(packet.buf.as_slice());
+                    let large = std::mem::replace(&mut packet.buf, small);
+                    self.keep(large);
+                }
+                None => self.starved = true,
+            }
+        }
+        self.batch.push(packet);
+    }
+
+    /// Gives packets of other workers to their owners.
+    fn hand_over(&mut self) {
+        let mut woken = 0_u64;
+        while let Some((owner, packet)) = self.stack.poll_foreign() {
+            let Some(peer) = self.peers.get(owner) else { continue };
+            match peer.packets.try_send(packet) {
+                Ok(()) => woken |= 1 << (owner % 64),
+                Err(TrySendError::Full(packet) | TrySendError::Disconnected(packet)) => {
+                    self.stats.drops.add(DropReason::InboxFull);
+                    self.stack.free(packet.buf);
+                }
+            }
+        }
+        if woken != 0 {
+            for (owner, peer) in self.peers.iter().enumerate() {
+                if woken & 1 << (owner % 64) != 0 {
+                    peer.waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Reads what other threads have sent.
+    fn mail(&mut self) {
+        self.waker.clear();
+        for _ in 0..FOREIGN {
+            let Ok(packet) = self.packets.try_recv() else { break };
+            self.batch.push(packet);
+        }
+        if !self.batch.is_empty() {
+            let mut batch = std::mem::take(&mut self.batch);
+            self.stack.handle_batch(self.now, &mut batch);
+            self.batch = batch;
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stats(answer) => {
+                    let _ = answer.send(self.snapshot());
+                }
+                Command::Flows(answer) => {
+                    let _ = answer.send(self.flow_rows());
+                }
+                Command::Stop { grace } => self.stop_at = Some(self.now.plus(grace)),
+            }
+        }
+        self.shared.route.refresh(&mut self.route_seen, &mut self.route);
+    }
+
+    /// Does what the stack requests.
+    fn serve(&mut self) {
+        while let Some(request) = self.stack.poll_request(self.now) {
+            match request {
+                Request::Connect { flow, client: _, target } => self.open_stream(flow, target),
+                Request::Readable(flow) => self.send_stream(flow),
+                Request::Writable(flow) => self.unpark_stream(flow),
+                Request::Finish(flow) => self.finish_stream(flow),
+                Request::Closed(flow, reason) => self.close_stream(flow, reason),
+                Request::UdpOpen { session, client } => self.open_session(session, client),
+                Request::Datagrams(session) => self.send_datagrams(session),
+                Request::UdpClosed(session) => self.close_session(session),
+            }
+        }
+    }
+
+    /// Writes packets until the stack has no more, or the budget is spent.
+    fn transmit(&mut self) -> io::Result<()> {
+        let header_len = self.queue.header_len();
+        for _ in 0..TRANSMITS {
+            let Some(packet) = self.stack.poll_transmit(self.now) else { return Ok(()) };
+            let virtio = packet.virtio.encode();
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES + 2];
+            slices[0] = IoSlice::new(virtio.get(..header_len).unwrap_or_default());
+            slices[1] = IoSlice::new(packet.header);
+            let payload = packet.payload();
+            for (slot, part) in slices[2..].iter_mut().zip(payload) {
+                *slot = IoSlice::new(part);
+            }
+            let super_segment = packet.virtio.gso_type != virtio::GSO_NONE;
+            let written = self.queue.write(&slices[..2 + payload.len()]);
+            self.stats.device_writes += 1;
+            let Err(error) = written else { continue };
+            self.stats.device_errors += 1;
+            match error.raw_os_error() {
+                Some(libc::EINVAL) if super_segment => {
+                    // The kernel has accepted the flag at open and refuses the packet: offload was a hint.
+                    self.stack.drop_offload();
+                    self.stats.offload_dropped += 1;
+                    if !self.offload_dropped {
+                        self.offload_dropped = true;
+                        self.say(
+                            Level::Warn,
+                            format_args!("the device refuses super-segments: plain packets from now on"),
+                        );
+                    }
+                }
+                // No memory, full, or down: a packet lost like on any network.
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EIO | libc::EINVAL | libc::EINTR) => {}
+                _ => return Err(error),
+            }
+        }
+        self.unfinished = true;
+        Ok(())
+    }
+
+    /// The end: a reset to every client and every upstream, then all descriptors close.
+    fn finish(&mut self) {
+        self.now = clock();
+        self.stack.shutdown(self.now);
+        for _ in 0..64 {
+            self.unfinished = false;
+            self.serve();
+            if self.transmit().is_err() || !self.unfinished {
+                break;
+            }
+        }
+        // A device that takes nothing any more must not keep the resets, or the buffers they refer to.
+        while self.stack.poll_transmit(self.now).is_some() {}
+        self.serve();
+        for mut packet in self.batch.drain(..).chain(self.packets.try_iter()) {
+            packet.buf.truncate(0);
+            self.stack.free(packet.buf);
+        }
+        self.trim();
+    }
+
+    fn say(&self, level: Level, line: std::fmt::Arguments<'_>) {
+        self.shared.logger.say(level, line);
+    }
+
+    /// Tells the route's keeper that the proxy could not be reached.
+    fn report_unreachable(&self) {
+        self.shared.unreachable.fetch_add(1, Ordering::Relaxed);
+        self.shared.guide.wake();
+    }
+}
