@@ -61,10 +61,11 @@ impl Tcb {
         ctx.tcp.predicted += 1;
         self.note_received(ctx);
         self.note_timestamp(ctx, seg);
-        if seg.ack != self.snd_una {
+        let advanced = seg.ack != self.snd_una;
+        if advanced {
             self.acknowledge(ctx, seg.ack);
         }
-        self.update_window(seg);
+        self.update_window(seg, advanced);
         if payload.is_empty() {
             ctx.pool.free(payload);
         } else {
@@ -241,11 +242,15 @@ impl Tcb {
         }
     }
 
-    /// Takes the client's window from an acceptable segment (RFC 9293, section 3.10.7.4: `SND.WL1`, `SND.WL2`).
+    /// Takes the client's window from an acceptable segment whose acknowledgement is not old.
+    ///
+    /// Beyond RFC 9293 (section 3.10.7.4: `SND.WL1`, `SND.WL2`) an acknowledgement that `advanced` always counts: its
+    /// segment may stand before one that came out of order, and the old window behind the new acknowledgement would
+    /// reach further than the client ever said.
     #[inline]
-    pub(super) fn update_window(&mut self, seg: &Tcp) {
+    pub(super) fn update_window(&mut self, seg: &Tcp, advanced: bool) {
         let newer = self.snd_wl1.lt(seg.seq) || (self.snd_wl1 == seg.seq && self.snd_wl2.le(seg.ack));
-        if newer {
+        if advanced || newer {
             self.snd_wnd = u32::from(seg.window) << self.snd_shift;
             self.max_snd_wnd = self.max_snd_wnd.max(self.snd_wnd);
             self.snd_wl1 = seg.seq;

@@ -423,7 +423,8 @@ impl Tcb {
         }
         let fresh = self.note_sack(seg);
         let same_window = u32::from(seg.window) << self.snd_shift == self.snd_wnd;
-        if ack.gt(self.snd_una) {
+        let advanced = ack.gt(self.snd_una);
+        if advanced {
             self.sample_timestamp(ctx, seg);
             self.acknowledge(ctx, ack);
         } else if ack == self.snd_una && self.flight() > 0 {
@@ -434,7 +435,7 @@ impl Tcb {
             }
         }
         if ack.ge(self.snd_una) {
-            self.update_window(seg);
+            self.update_window(seg, advanced);
         }
         if self.fact(facts::PERSIST) || self.snd_wnd == 0 {
             // The client lives and says so: it may keep its window shut for ever (RFC 9293, section 3.8.6.1).
