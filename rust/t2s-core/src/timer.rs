@@ -252,6 +252,8 @@ impl std::fmt::Debug for Wheel {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -263,5 +265,165 @@ mod tests {
         assert_eq!(wheel.pop_expired(Instant::from_millis(7)), Some(7));
         assert_eq!(wheel.pop_expired(Instant::from_millis(7)), None);
         assert_eq!(wheel.next(), None);
+    }
+
+    #[test]
+    fn timers_of_one_tick_fire_in_order() {
+        let mut wheel = Wheel::new(Instant::ZERO);
+        (0..10).for_each(|token| drop(wheel.insert(token, Instant::from_millis(30))));
+        let mut fired = Vec::new();
+        wheel.expire(Instant::from_millis(30), &mut |token| fired.push(token));
+        assert_eq!(fired, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_cancelled_timer_stays_silent_and_its_id_stale() {
+        let mut wheel = Wheel::new(Instant::ZERO);
+        let first = wheel.insert(1, Instant::from_millis(3));
+        let second = wheel.insert(2, Instant::from_millis(3));
+        assert_eq!(wheel.pop_expired(Instant::from_millis(3)), Some(1));
+        assert!(!wheel.cancel(first), "it has fired");
+        assert!(wheel.cancel(second), "due but not taken yet");
+        assert!(!wheel.cancel(second));
+        assert_eq!((wheel.pop_expired(Instant::FAR), wheel.len()), (None, 0));
+        let third = wheel.insert(3, Instant::from_millis(9));
+        assert!(!wheel.cancel(first) && !wheel.cancel(second), "places are used again, ids are not");
+        assert!(wheel.cancel(third) && wheel.is_empty());
+    }
+
+    #[test]
+    fn rearming_for_now_waits_for_the_next_tick() {
+        let mut wheel = Wheel::new(Instant::ZERO);
+        let now = Instant::from_millis(1_000);
+        wheel.insert(1, Instant::from_millis(10));
+        let mut fired = 0;
+        while let Some(token) = wheel.pop_expired(now) {
+            fired += 1;
+            assert!(fired < 10);
+            wheel.insert(token, now);
+        }
+        assert_eq!(wheel.next(), Some(Instant::from_millis(1_001)));
+        wheel.insert(2, Instant::ZERO);
+        assert_eq!(wheel.pop_expired(now), None, "the past fires with the next tick");
+        assert_eq!(wheel.pop_expired(Instant::from_millis(1_001)), Some(1));
+        assert_eq!(wheel.pop_expired(Instant::from_millis(1_001)), Some(2));
+    }
+
+    #[test]
+    fn far_deadlines_and_long_jumps() {
+        let mut wheel = Wheel::new(Instant::from_millis(123));
+        let far = wheel.insert(1, Instant::FAR);
+        let year = 365 * 86_400_000;
+        wheel.insert(2, Instant::from_millis(year));
+        for day in 1..300 {
+            assert_eq!(wheel.pop_expired(Instant::from_millis(day * 86_400_000)), None);
+            assert!(wheel.next().is_some_and(|next| next <= Instant::from_millis(year)));
+        }
+        assert_eq!(wheel.pop_expired(Instant::from_millis(year - 1)), None);
+        assert_eq!(wheel.pop_expired(Instant::from_millis(year)), Some(2));
+        assert_eq!(wheel.pop_expired(Instant::from_nanos(u64::MAX / 2)), None);
+        assert_eq!(wheel.pop_expired(Instant::ZERO), None, "a clock that goes back fires nothing");
+        assert!(wheel.cancel(far));
+        assert_eq!(wheel.next(), None);
+    }
+
+    #[test]
+    fn places_of_ended_timers_are_used_again() {
+        let mut wheel = Wheel::new(Instant::ZERO);
+        for now in 0..10_000 {
+            for token in 0..10 {
+                wheel.insert(token, Instant::from_millis(now + u64::from(token) * 7));
+            }
+            wheel.expire(Instant::from_millis(now), &mut |_| ());
+        }
+        assert!(wheel.timers.len() < 800, "{}", wheel.timers.len());
+        assert_eq!(size_of::<Timer>(), 32);
+    }
+
+    /// The twin: a plain list of ticks.
+    #[derive(Default)]
+    struct Naive {
+        now: u64,
+        timers: Vec<(u64, u32)>,
+    }
+
+    impl Naive {
+        fn expire(&mut self, now: u64) -> Vec<(u64, u32)> {
+            self.now = self.now.max(now);
+            let mut due: Vec<_> = self.timers.iter().copied().filter(|&(tick, _)| tick <= now).collect();
+            self.timers.retain(|&(tick, _)| tick > now);
+            due.sort_unstable();
+            due
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert(u64),
+        Cancel(usize),
+        Advance(u64),
+        ToNext,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        // Around the borders of each level, in nanoseconds.
+        let span = (0_u32..5, 0_u64..130, 0_u64..MILLIS)
+            .prop_map(|(level, ticks, nanos)| (ticks << (BITS * level) >> 1) * MILLIS + nanos);
+        prop_oneof![
+            4 => span.clone().prop_map(Step::Insert),
+            2 => any::<usize>().prop_map(Step::Cancel),
+            2 => span.prop_map(Step::Advance),
+            2 => Just(Step::ToNext),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 512 }, ..ProptestConfig::default() })]
+
+        #[test]
+        fn behaves_like_a_list(origin in 0_u64..1 << 50, steps in prop::collection::vec(step(), 1..300)) {
+            let mut now = Instant::from_nanos(origin);
+            let mut wheel = Wheel::new(now);
+            let mut twin = Naive { now: now.millis(), timers: Vec::new() };
+            let mut ids = Vec::new();
+            for (token, step) in (0..).zip(steps) {
+                match step {
+                    Step::Insert(after) => {
+                        let deadline = now.plus(after);
+                        ids.push((wheel.insert(token, deadline), token));
+                        let tick = deadline.nanos().div_ceil(MILLIS).max(twin.now + 1);
+                        twin.timers.push((tick, token));
+                    }
+                    Step::Cancel(n) if !ids.is_empty() => {
+                        let (id, token) = ids.swap_remove(n % ids.len());
+                        let before = twin.timers.len();
+                        twin.timers.retain(|&(_, other)| other != token);
+                        prop_assert_eq!(wheel.cancel(id), twin.timers.len() < before);
+                    }
+                    Step::Cancel(_) => {}
+                    Step::Advance(by) => now = now.plus(by),
+                    Step::ToNext => now = now.max(wheel.next().unwrap_or(now)),
+                }
+                let mut expected = twin.expire(now.millis());
+                let mut fired = Vec::new();
+                let mut last = 0;
+                while let Some(token) = wheel.pop_expired(now) {
+                    let place = expected.iter().position(|&(_, other)| other == token);
+                    prop_assert!(place.is_some(), "{} is not due", token);
+                    let (tick, _) = expected.swap_remove(place.expect("just checked"));
+                    prop_assert!(tick >= last, "ticks in order");
+                    last = tick;
+                    fired.push(token);
+                }
+                prop_assert!(expected.is_empty(), "not fired: {:?}", expected);
+                prop_assert_eq!(wheel.len(), twin.timers.len());
+                let earliest = twin.timers.iter().map(|&(tick, _)| tick).min();
+                prop_assert_eq!(wheel.next().is_some(), earliest.is_some());
+                if let (Some(next), Some(earliest)) = (wheel.next(), earliest) {
+                    prop_assert!(next.millis() <= earliest && next.millis() > now.millis());
+                    prop_assert!(earliest >= (now.millis() | 63) || next.millis() == earliest, "exact when near");
+                }
+            }
+        }
     }
 }

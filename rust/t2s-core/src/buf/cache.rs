@@ -22,12 +22,10 @@ fn bump(counter: &AtomicU64) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
-/// Two magazines of one class.
+/// Two magazines of one class. A magazine is full at its capacity, which is 0 without a cache.
 struct Rack {
     loaded: Magazine,
     previous: Magazine,
-    /// Buffers of a full magazine; 0 without a cache.
-    size: usize,
 }
 
 /// A thread's way to its pool. Cheap to use, a few KiB to hold; dropping it returns what it caches.
@@ -42,7 +40,7 @@ impl PoolCache {
         let cache = pool.config().cache;
         let racks = std::array::from_fn(|class| {
             let size = magazine_size(cache, class);
-            Rack { loaded: Vec::with_capacity(size), previous: Vec::with_capacity(size), size }
+            Rack { loaded: Vec::with_capacity(size), previous: Vec::with_capacity(size) }
         });
         let counters = Arc::new(Counters::default());
         pool.register(&counters);
@@ -86,7 +84,7 @@ impl PoolCache {
         let class = block.class();
         bump(&self.counters.free[class]);
         let rack = &mut self.racks[class];
-        if rack.loaded.len() < rack.size {
+        if rack.loaded.len() < rack.loaded.capacity() {
             rack.loaded.push(block);
         } else {
             self.unload(block);
@@ -106,7 +104,7 @@ impl PoolCache {
     #[inline(never)]
     fn reload(&mut self, class: usize) -> Result<Block, PoolExhausted> {
         let rack = &mut self.racks[class];
-        if rack.size == 0 {
+        if rack.loaded.capacity() == 0 {
             return self.pool.shared().take_one(class);
         }
         if rack.previous.is_empty() {
@@ -123,11 +121,11 @@ impl PoolCache {
     fn unload(&mut self, block: Block) {
         let class = block.class();
         let rack = &mut self.racks[class];
-        if rack.size == 0 {
+        if rack.loaded.capacity() == 0 {
             self.pool.shared().put_one(block);
             return;
         }
-        if rack.previous.len() >= rack.size {
+        if rack.previous.len() == rack.previous.capacity() {
             self.pool.shared().put_magazine(class, &mut rack.previous);
         }
         std::mem::swap(&mut rack.loaded, &mut rack.previous);

@@ -8,7 +8,7 @@ use super::cache::{Counters, PoolCache};
 use super::memory::{Block, Slab, slab_blocks, slab_bytes};
 use super::{CLASSES, PoolConfig, PoolExhausted, PoolStats};
 
-/// An array of free blocks of one class.
+/// An array of free blocks of one class; full at its capacity, to which it is created.
 pub(super) type Magazine = Vec<Block>;
 
 /// Most bytes of buffers in one magazine: bounds what a thread hoards, and what one exchange moves.
@@ -95,11 +95,19 @@ impl Shelf {
     /// Puts a single buffer.
     fn put(&mut self, block: Block, size: usize) {
         self.loose_used = true;
-        self.loose.push(block);
-        if self.loose.len() >= size {
-            let empty = self.empty.pop().unwrap_or_default();
-            self.full.push_back(std::mem::replace(&mut self.loose, empty));
+        if self.loose.len() == self.loose.capacity() {
+            let empty = self.take_empty(size);
+            let full = std::mem::replace(&mut self.loose, empty);
+            // At first there is a magazine without room, which is no magazine.
+            if !full.is_empty() {
+                self.full.push_back(full);
+            }
         }
+        self.loose.push(block);
+    }
+
+    fn take_empty(&mut self, size: usize) -> Magazine {
+        self.empty.pop().unwrap_or_else(|| Magazine::with_capacity(size))
     }
 
     /// Returns a block to its slab; the slab, if it is idle now, leaves the shelf for the caller to drop unlocked.
@@ -116,6 +124,22 @@ impl Shelf {
         }
         self.partial.insert(id);
         None
+    }
+
+    /// Takes out the slabs that nobody ever took a block of (two threads grew the heap for one need).
+    fn take_unused(&mut self) -> Vec<Slab> {
+        let Self { slabs, vacant, partial, .. } = self;
+        let mut unused = Vec::new();
+        partial.retain(|&id| {
+            let place = &mut slabs[id as usize];
+            let idle = place.as_ref().is_some_and(Slab::is_idle);
+            if idle {
+                unused.extend(place.take());
+                vacant.push(id);
+            }
+            !idle
+        });
+        unused
     }
 
     /// An id for a slab that is about to be mapped.
@@ -227,7 +251,7 @@ impl Shared {
     pub(super) fn put_magazine(&self, class: usize, magazine: &mut Magazine) {
         let mut shelf = self.lock(class);
         shelf.exchanges += 1;
-        let empty = shelf.empty.pop().unwrap_or_default();
+        let empty = shelf.take_empty(self.size(class));
         shelf.full.push_back(std::mem::replace(magazine, empty));
     }
 
@@ -342,11 +366,14 @@ impl Shared {
         }
     }
 
-    /// Takes the loose buffers of a class apart.
-    fn reap_loose(&self, class: usize) {
+    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then.
+    fn reap_rest(&self, class: usize, loose: bool) {
         let mut shelf = self.lock(class);
-        let loose = std::mem::take(&mut shelf.loose);
-        let idle: Vec<Slab> = loose.into_iter().filter_map(|block| shelf.restore(block)).collect();
+        let mut idle = shelf.take_unused();
+        if loose {
+            let loose = std::mem::take(&mut shelf.loose);
+            idle.extend(loose.into_iter().filter_map(|block| shelf.restore(block)));
+        }
         drop(shelf);
         self.unmap(idle);
     }
@@ -367,16 +394,14 @@ impl Shared {
             let loose_idle = !std::mem::take(&mut shelf.loose_used);
             drop(shelf);
             self.reap(class, excess);
-            if loose_idle {
-                self.reap_loose(class);
-            }
+            self.reap_rest(class, loose_idle);
         }
     }
 
     fn reclaim(&self) {
         for class in 0..CLASSES.len() {
             self.reap(class, usize::MAX);
-            self.reap_loose(class);
+            self.reap_rest(class, true);
         }
     }
 

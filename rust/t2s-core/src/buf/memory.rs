@@ -1,14 +1,13 @@
 //! Raw memory of the pool: slabs cut into blocks. The only file of the core's pool that holds `unsafe`.
 //!
-//! The argument in short. A [`Slab`] owns one mapping and hands out [`Block`]s, each the sole owner of `capacity` bytes
-//! of it: an index is either in the slab's free list, beyond its carve mark, or represented by exactly one `Block`.
-//! A slab unmaps only when every carved index is back, so a block's pointers outlive the block. The slab's [`Header`] is
-//! immutable after its creation and freed together with the mapping. Everything else in the pool is safe code that moves
-//! blocks around.
+//! The argument in short. A [`Slab`] owns one mapping and hands out [`Block`]s, each the sole owner of its part: an index
+//! is either in the slab's free list, beyond its carve mark, or represented by exactly one `Block` or [`Window`] (a block
+//! in use; each turns into the other by value). A slab unmaps only when every carved index is back, so what a block
+//! points to outlives the block. The slab's [`Header`] is immutable after its creation and freed together with the
+//! mapping. Everything else in the pool is safe code that moves blocks around.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -101,6 +100,9 @@ struct Header {
     base: NonNull<u8>,
     bytes: usize,
     id: u32,
+    /// Bytes of each block.
+    capacity: u32,
+    class: u8,
 }
 
 /// One mapping, cut into blocks of one class.
@@ -124,9 +126,17 @@ impl Slab {
     pub(super) fn map(owner: &Arc<Shared>, memory: &'static dyn Memory, class: usize, id: u32) -> Option<Self> {
         let bytes = slab_bytes(class);
         let base = memory.map(bytes)?;
-        let header = Box::new(Header { owner: Arc::clone(owner), memory, base, bytes, id });
+        let header = Header {
+            owner: Arc::clone(owner),
+            memory,
+            base,
+            bytes,
+            id,
+            capacity: CLASSES[class] as u32,
+            class: class as u8,
+        };
         Some(Self {
-            header: NonNull::from(Box::leak(header)),
+            header: NonNull::from(Box::leak(Box::new(header))),
             class: class as u8,
             blocks: slab_blocks(class) as u16,
             carved: 0,
@@ -160,7 +170,7 @@ impl Slab {
         let base = unsafe { self.header.as_ref() }.base;
         // SAFETY: `index < blocks`, so the block lies within the mapping (invariant of `Slab`).
         let data = unsafe { base.add(index as usize * capacity) };
-        Some(Block { data, header: self.header, capacity: capacity as u32, class: self.class })
+        Some(Block { data, header: self.header })
     }
 
     /// Takes a block of this slab back.
@@ -171,7 +181,7 @@ impl Slab {
         assert!(block.header == self.header, "a block goes back to the slab that it was cut from");
         // SAFETY: the header lives as long as the slab.
         let base = unsafe { self.header.as_ref() }.base;
-        let index = (block.data.addr().get() - base.addr().get()) / block.capacity as usize;
+        let index = (block.data.addr().get() - base.addr().get()) / CLASSES[self.class as usize];
         debug_assert!(index < self.carved as usize);
         self.free.push(index as u16);
         std::mem::forget(block);
@@ -203,26 +213,26 @@ impl Drop for Slab {
     }
 }
 
-/// The sole owner of one buffer's memory. Dropping it hands it back to its pool through the depot's lock.
+/// A free block, or the bare ownership of one: what magazines hold.
+///
+/// Dropping it hands it back to its pool through the depot's lock. Two words, so that it moves in two registers.
 pub(super) struct Block {
     data: NonNull<u8>,
     header: NonNull<Header>,
-    capacity: u32,
-    class: u8,
 }
 
-const _: () = assert!(size_of::<Block>() == 24 && size_of::<Option<Block>>() == 24);
+const _: () = assert!(size_of::<Block>() == 16 && size_of::<Option<Block>>() == 16);
 
 // SAFETY: a block owns its bytes; the header is immutable and its `Arc<Shared>` is usable from every thread.
 unsafe impl Send for Block {}
-// SAFETY: a shared block gives shared access to bytes only.
+// SAFETY: a shared block gives access to the immutable header only.
 unsafe impl Sync for Block {}
 
 impl Block {
     /// Index of its size class.
     #[inline]
     pub(super) fn class(&self) -> usize {
-        self.class as usize
+        self.header().class as usize
     }
 
     /// The number of its slab.
@@ -237,29 +247,23 @@ impl Block {
         Arc::ptr_eq(&self.header().owner, owner)
     }
 
+    /// Opens the block with an empty window at `start`.
+    ///
+    /// # Panics
+    /// If `start` lies beyond the block: the pool chose its class by it.
+    #[inline]
+    pub(super) fn open(self, start: usize) -> Window {
+        // Every class has the smallest one's capacity, so the usual headroom needs no look at the header.
+        assert!(start <= CLASSES[0] || start <= self.header().capacity as usize, "a class holds its headroom");
+        let window = Window { data: self.data, start: start as u32, len: 0, header: self.header };
+        std::mem::forget(self);
+        window
+    }
+
     #[inline]
     fn header(&self) -> &Header {
         // SAFETY: the slab frees its header only when none of its blocks is out; this one is.
         unsafe { self.header.as_ref() }
-    }
-}
-
-impl Deref for Block {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the block is the sole owner of `capacity` bytes at `data`, which were zeroed when they were mapped
-        // (so they are initialised), and `&self` keeps writers away.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.capacity as usize) }
-    }
-}
-
-impl DerefMut for Block {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `deref`; `&mut self` makes the access exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.capacity as usize) }
     }
 }
 
@@ -270,7 +274,145 @@ impl Drop for Block {
         // The pool may end with this very block, so it must be held while the block goes home.
         let owner = Arc::clone(&self.header().owner);
         // The same block again, as a value: `self` is not used afterwards, so there is still one owner.
-        let block = Self { data: self.data, header: self.header, capacity: self.capacity, class: self.class };
+        let block = Self { data: self.data, header: self.header };
         owner.take_back(block);
+    }
+}
+
+/// A block in use, with a window on its bytes. Dropping it drops the block.
+///
+/// Invariant: `start + len` is at most the block's capacity.
+#[repr(C)] // the pointers apart: next to each other they would be loaded as one vector just after two separate stores
+pub(super) struct Window {
+    data: NonNull<u8>,
+    start: u32,
+    len: u32,
+    header: NonNull<Header>,
+}
+
+// SAFETY: a window owns its block's bytes, as a block does.
+unsafe impl Send for Window {}
+// SAFETY: a shared window gives shared access to bytes only.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Where the window begins.
+    #[inline]
+    pub(super) fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Bytes in the window.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Bytes of the block.
+    #[inline]
+    pub(super) fn capacity(&self) -> usize {
+        self.header().capacity as usize
+    }
+
+    /// Index of the block's size class.
+    #[inline]
+    pub(super) fn class(&self) -> usize {
+        self.header().class as usize
+    }
+
+    /// Moves the window; false, and no change, if it would leave the block.
+    #[inline]
+    #[must_use]
+    pub(super) fn set(&mut self, start: usize, len: usize) -> bool {
+        let end = start.saturating_add(len);
+        // What ends within the old window ends within the block: no look at the header.
+        let fits = end <= self.start() + self.len() || end <= self.capacity();
+        if fits {
+            // At most a capacity, which is a `u32`.
+            self.start = start as u32;
+            self.len = len as u32;
+        }
+        fits
+    }
+
+    /// The bytes in the window.
+    #[inline]
+    pub(super) fn bytes(&self) -> &[u8] {
+        // SAFETY: the window lies within its block (invariant), which owns its bytes; they were zeroed when they were
+        // mapped, so they are initialised; `&self` keeps writers away.
+        unsafe { std::slice::from_raw_parts(self.data.add(self.start()).as_ptr(), self.len()) }
+    }
+
+    /// The bytes in the window, writable.
+    #[inline]
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(self.start()).as_ptr(), self.len()) }
+    }
+
+    /// The bytes of the block behind the window, writable.
+    #[inline]
+    pub(super) fn behind_mut(&mut self) -> &mut [u8] {
+        let end = self.start() + self.len();
+        // SAFETY: the window ends within its block (invariant), so the rest up to the capacity is the block's too.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(end).as_ptr(), self.capacity() - end) }
+    }
+
+    /// Ends the window and keeps the block.
+    #[inline]
+    pub(super) fn close(self) -> Block {
+        let block = Block { data: self.data, header: self.header };
+        std::mem::forget(self);
+        block
+    }
+
+    #[inline]
+    fn header(&self) -> &Header {
+        // SAFETY: as for a block: the slab frees its header only when none of its blocks is out.
+        unsafe { self.header.as_ref() }
+    }
+}
+
+impl Drop for Window {
+    #[inline]
+    fn drop(&mut self) {
+        // `self` is not used afterwards: the block has one owner, which ends here.
+        drop(Block { data: self.data, header: self.header });
+    }
+}
+
+/// [`HeapMemory`] that counts its mappings and refuses beyond a number of them.
+#[cfg(test)]
+pub(super) struct CountedMemory {
+    mapped: std::sync::atomic::AtomicUsize,
+    limit: usize,
+}
+
+#[cfg(test)]
+impl CountedMemory {
+    pub(super) const fn new(limit: usize) -> Self {
+        Self { mapped: std::sync::atomic::AtomicUsize::new(0), limit }
+    }
+
+    pub(super) fn mapped(&self) -> usize {
+        self.mapped.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+// SAFETY: passes through to `HeapMemory`, which keeps the contract.
+unsafe impl Memory for CountedMemory {
+    fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
+        if self.mapped() >= self.limit {
+            return None;
+        }
+        self.mapped.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        HEAP.map(bytes)
+    }
+
+    unsafe fn unmap(&self, start: NonNull<u8>, bytes: usize) {
+        self.mapped.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: the caller keeps the same contract.
+        unsafe { HEAP.unmap(start, bytes) }
     }
 }

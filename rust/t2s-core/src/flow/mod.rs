@@ -2,21 +2,21 @@
 //!
 //! A worker owns a shard and holds its lock for a batch of packets ([`FlowMap::lock`]), so nothing on the path waits; the
 //! lock is there for the others: statistics, and packets that the kernel steered to another queue. The hash is keyed with
-//! secrets from the configuration, so that clients cannot choose collisions. A shard is a `hashbrown` table (open
-//! addressing, control bytes compared 16 at a time).
+//! secrets from the configuration, so that clients cannot choose collisions. A shard is an open-addressing table made for
+//! steady churn: see `table`.
 //!
 //! Promises:
 //! * at most `capacity / shards` (rounded up) flows a shard; beyond, an insertion is refused, counted, and changes
 //!   nothing;
-//! * no allocation after construction, and no growing rehash: each shard reserves a quarter more than its bound, and
-//!   `hashbrown` reuses deleted slots, so an insertion below the bound always finds a slot. Reserving touches control
-//!   bytes only (one a slot); pages of entries become resident as flows use them;
-//! * expiry and snapshots visit a bounded number of slots under one lock.
+//! * no allocation after construction and no rehash, ever; reserving touches no pages, they become resident as flows use
+//!   them;
+//! * expiry and snapshots visit a bounded number of flows under one lock.
 //!
 //! Refused: more flows than the bound.
 
 mod key;
 mod shard;
+mod table;
 
 pub use key::FlowKey;
 pub use shard::ShardGuard;
@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::time::{ClockFn, Instant, no_clock};
 use shard::Shard;
 
-/// Slots that a snapshot visits under one lock.
+/// Flows that a snapshot visits under one lock.
 const SNAPSHOT_STEP: usize = 4_096;
 
 /// Settings of a flow map.
@@ -85,13 +85,16 @@ pub struct FlowMap<V> {
 }
 
 impl<V> FlowMap<V> {
-    /// An empty map with its slots reserved.
+    /// An empty map with its memory reserved.
     pub fn new(config: FlowMapConfig) -> Self {
         let shards = config.shards.max(1);
         let limit = config.capacity.div_ceil(shards);
         let [k0, k1, k2, k3] = config.hash_key;
-        let hasher = ahash::RandomState::with_seeds(k0, k1, k2, k3);
-        Self { shards: (0..shards).map(|_| Shard::new(limit, hasher.clone())).collect(), hasher, clock: config.clock }
+        Self {
+            shards: (0..shards).map(|_| Shard::new(limit)).collect(),
+            hasher: ahash::RandomState::with_seeds(k0, k1, k2, k3),
+            clock: config.clock,
+        }
     }
 
     /// The keyed hash, computed once a packet and passed to the operations.
@@ -103,8 +106,8 @@ impl<V> FlowMap<V> {
     /// The shard that owns a hash.
     #[inline]
     pub fn shard_of(&self, hash: u64) -> usize {
-        // Bits 24 to 55: the table uses those below for slots and the top seven for control bytes.
-        ((u64::from((hash >> 24) as u32) * self.shards.len() as u64) >> 32) as usize
+        // The upper half: the table keeps and uses the lower one.
+        (((hash >> 32) * self.shards.len() as u64) >> 32) as usize
     }
 
     /// Number of shards.
@@ -145,7 +148,7 @@ impl<V> FlowMap<V> {
         FlowMapStats { total, per_shard }
     }
 
-    /// Visits up to `budget` slots of a shard, from where the last call ended, and removes the flows that were last
+    /// Visits up to `budget` flows of a shard, from where the last call ended, and removes the flows that were last
     /// touched before `older_than`; each goes to `f`. Returns how many.
     ///
     /// # Panics
@@ -157,19 +160,19 @@ impl<V> FlowMap<V> {
         budget: usize,
         mut f: impl FnMut(FlowKey, V),
     ) -> usize {
-        self.lock(shard).remove_expired(older_than, budget, &mut f)
+        self.lock(shard).remove_expired(older_than, budget, |key| self.hash(key), &mut f)
     }
 }
 
 impl<V: Clone> FlowMap<V> {
-    /// All flows, ordered by key. Each shard is locked for a few thousand slots at a time, so flows that come or go
+    /// All flows, ordered by key. Each shard is locked for a few thousand flows at a time, so flows that come or go
     /// meanwhile may or may not be in it.
     pub fn snapshot(&self) -> Vec<(FlowKey, V)> {
         let mut flows = Vec::with_capacity(self.len());
         for shard in 0..self.shards.len() {
-            let mut slot = 0;
-            while let Some(next) = self.lock(shard).copy_slots(slot, SNAPSHOT_STEP, &mut flows) {
-                slot = next;
+            let mut place = 0;
+            while let Some(next) = self.lock(shard).copy(place, SNAPSHOT_STEP, &mut flows) {
+                place = next;
             }
         }
         flows.sort_unstable_by_key(|&(key, _)| key);

@@ -4,28 +4,9 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
-
+use super::table::Table;
 use super::{FlowKey, ShardStats, TableFull};
 use crate::time::{ClockFn, Instant};
-
-struct Flow<V> {
-    key: FlowKey,
-    /// When the flow was last inserted or touched.
-    touched: Instant,
-    value: V,
-}
-
-struct Table<V> {
-    flows: HashTable<Flow<V>>,
-    /// For the rehash that the reserve of [`Shard::new`] avoids.
-    hasher: ahash::RandomState,
-    /// Flows that may be held.
-    limit: usize,
-    /// Where the next expiry sweep begins.
-    sweep: usize,
-}
 
 /// Counters that only the holder of the lock writes, readable without it.
 #[derive(Default)]
@@ -45,11 +26,8 @@ pub(super) struct Shard<V> {
 }
 
 impl<V> Shard<V> {
-    pub(super) fn new(limit: usize, hasher: ahash::RandomState) -> Self {
-        // A quarter more than the bound keeps the load at or below 0.7, where deletions hardly ever leave tombstones,
-        // and tombstones plus flows never fill the table.
-        let flows = HashTable::with_capacity(limit.saturating_add(limit / 4));
-        Self { table: Mutex::new(Table { flows, hasher, limit, sweep: 0 }), counters: ShardCounters::default() }
+    pub(super) fn new(limit: usize) -> Self {
+        Self { table: Mutex::new(Table::new(limit)), counters: ShardCounters::default() }
     }
 
     #[inline]
@@ -103,35 +81,33 @@ impl<V> ShardGuard<'_, V> {
 
     /// Flows of this shard.
     pub fn len(&self) -> usize {
-        self.table.flows.len()
+        self.table.len()
     }
 
     /// Whether this shard has no flow.
     pub fn is_empty(&self) -> bool {
-        self.table.flows.is_empty()
+        self.len() == 0
     }
 
     /// The value of a flow.
     #[inline]
     pub fn get(&self, hash: u64, key: &FlowKey) -> Option<&V> {
         self.count_lookup();
-        self.table.flows.find(hash, |flow| flow.key == *key).map(|flow| &flow.value)
+        self.table.get(hash, key)
     }
 
     /// The value of a flow, writable.
     #[inline]
     pub fn get_mut(&mut self, hash: u64, key: &FlowKey) -> Option<&mut V> {
         self.count_lookup();
-        self.table.flows.find_mut(hash, |flow| flow.key == *key).map(|flow| &mut flow.value)
+        self.table.get_mut(hash, key, None)
     }
 
     /// Marks a flow as used at `now` and returns its value.
     #[inline]
     pub fn touch(&mut self, hash: u64, key: &FlowKey, now: Instant) -> Option<&mut V> {
         self.count_lookup();
-        let flow = self.table.flows.find_mut(hash, |flow| flow.key == *key)?;
-        flow.touched = now;
-        Some(&mut flow.value)
+        self.table.get_mut(hash, key, Some(now))
     }
 
     /// Inserts a flow, or replaces its value and returns the old one.
@@ -140,66 +116,48 @@ impl<V> ShardGuard<'_, V> {
     /// [`TableFull`] for a new flow at the shard's bound.
     pub fn insert(&mut self, hash: u64, key: FlowKey, value: V, now: Instant) -> Result<Option<V>, TableFull> {
         self.count_lookup();
-        let Table { flows, hasher, limit, .. } = &mut *self.table;
-        let flow = Flow { key, touched: now, value };
-        if flows.len() >= *limit {
-            // At the bound a vacant entry must not be asked for: hashbrown would reserve a slot for it.
-            let Some(old) = flows.find_mut(hash, |flow| flow.key == key) else {
-                add(&self.counters.refused, 1);
-                return Err(TableFull);
-            };
-            return Ok(Some(std::mem::replace(old, flow).value));
+        let result = self.table.insert(hash, key, value, now);
+        match result {
+            Ok(_) => self.publish_len(),
+            Err(TableFull) => add(&self.counters.refused, 1),
         }
-        match flows.entry(hash, |flow| flow.key == key, |flow| hasher.hash_one(flow.key)) {
-            Entry::Occupied(mut entry) => Ok(Some(std::mem::replace(entry.get_mut(), flow).value)),
-            Entry::Vacant(entry) => {
-                entry.insert(flow);
-                self.publish_len();
-                Ok(None)
-            }
-        }
+        result
     }
 
     /// Removes a flow.
     pub fn remove(&mut self, hash: u64, key: &FlowKey) -> Option<V> {
         self.count_lookup();
-        let entry = self.table.flows.find_entry(hash, |flow| flow.key == *key).ok()?;
-        let (flow, _) = entry.remove();
+        let value = self.table.remove(hash, key);
         self.publish_len();
-        Some(flow.value)
+        value
     }
 
     /// All flows of the shard, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (&FlowKey, &V)> {
-        self.table.flows.iter().map(|flow| (&flow.key, &flow.value))
+        self.table.range(0..usize::MAX)
     }
 
-    /// Removes flows last touched before `older_than` among the next `budget` slots.
+    /// Removes flows last touched before `older_than` among the next `budget` places.
     pub(super) fn remove_expired(
         &mut self,
         older_than: Instant,
         budget: usize,
+        hash: impl Fn(&FlowKey) -> u64,
         f: &mut impl FnMut(FlowKey, V),
     ) -> usize {
-        let Table { flows, sweep, .. } = &mut *self.table;
-        let slots = flows.num_buckets();
-        let mut removed = 0;
-        for _ in 0..budget.min(slots) {
-            let slot = *sweep;
-            *sweep = if slot + 1 < slots { slot + 1 } else { 0 };
-            let expired = flows.get_bucket(slot).is_some_and(|flow| flow.touched < older_than);
-            if expired && let Ok(entry) = flows.get_bucket_entry(slot) {
-                let (flow, _) = entry.remove();
-                removed += 1;
-                f(flow.key, flow.value);
-            }
-        }
+        let removed = self.table.remove_expired(older_than, budget, hash, f);
         self.publish_len();
         removed
     }
 
+    /// The table, for tests of its inner order.
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &Table<V> {
+        &self.table
+    }
+
     fn publish_len(&self) {
-        let len = self.table.flows.len();
+        let len = self.table.len();
         self.counters.len.store(len, Relaxed);
         if len > self.counters.peak.load(Relaxed) {
             self.counters.peak.store(len, Relaxed);
@@ -208,15 +166,11 @@ impl<V> ShardGuard<'_, V> {
 }
 
 impl<V: Clone> ShardGuard<'_, V> {
-    /// Copies the flows of up to `count` slots from `slot` on; the slot to go on with, if there are more.
-    pub(super) fn copy_slots(&self, slot: usize, count: usize, flows: &mut Vec<(FlowKey, V)>) -> Option<usize> {
-        let slots = self.table.flows.num_buckets();
-        let end = slots.min(slot.saturating_add(count));
-        flows.extend((slot..end).filter_map(|slot| {
-            let flow = self.table.flows.get_bucket(slot)?;
-            Some((flow.key, flow.value.clone()))
-        }));
-        (end < slots).then_some(end)
+    /// Copies the flows of up to `count` places from `place` on; the place to go on with, if there are more.
+    pub(super) fn copy(&self, place: usize, count: usize, flows: &mut Vec<(FlowKey, V)>) -> Option<usize> {
+        let end = place.saturating_add(count);
+        flows.extend(self.table.range(place..end).map(|(&key, value)| (key, value.clone())));
+        (end < self.table.places()).then_some(end)
     }
 }
 
