@@ -121,7 +121,7 @@ fn a_filled_hole_releases_what_waited() {
     let mut bench = Bench::new(u32::MAX - 5, LIMITS);
     assert_eq!(stored(&bench.insert(10, &stream(10, 10))), Some(10));
     assert_eq!(stored(&bench.insert(30, &stream(30, 10))), Some(10));
-    assert_eq!(bench.drain(), []);
+    assert_eq!(bench.drain(), Vec::<u8>::new());
     bench.next = 10;
     assert_eq!(bench.drain(), stream(10, 10));
     bench.next = 35;
@@ -135,7 +135,7 @@ fn in_order_data_beyond_what_waited_discards_it() {
     let mut bench = Bench::new(0, LIMITS);
     assert_eq!(stored(&bench.insert(10, &stream(10, 10))), Some(10));
     bench.next = 25;
-    assert_eq!(bench.drain(), []);
+    assert_eq!(bench.drain(), Vec::<u8>::new());
     assert!(bench.queue.is_empty());
     assert_eq!(bench.queue.sack_blocks(4).count(), 0);
     assert_eq!(bench.budget.used(), 0);
