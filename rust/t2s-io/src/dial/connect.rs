@@ -106,9 +106,10 @@ impl Attempt {
         loop {
             self.send(fd)?;
             let Some(speech) = &mut self.speech else { return Ok(None) };
-            if let Some(bound) = speech.outcome() {
+            if let Some(outcome) = speech.outcome() {
                 let (early, drained) = early.unwrap_or_default();
-                return Ok(Some(Done { bound: self.relay(bound), early, drained }));
+                let bound = outcome?.bound.and_then(|bound| bound.relay(self.dialled.ip()));
+                return Ok(Some(Done { bound, early, drained }));
             }
             if !self.connected {
                 return Ok(None);
@@ -121,14 +122,14 @@ impl Attempt {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(self.unreachable(&error)),
             };
-            let rest = speech.handle(&room[..len])?;
-            early = Some((room[len - rest..len].to_vec(), len < ANSWER));
+            let taken = speech.handle(&room[..len])?;
+            early = Some((room[taken..len].to_vec(), len < ANSWER));
         }
     }
 
     /// Writes what the handshake has to say.
     fn send(&mut self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
-        while let Some(bytes) = self.speech.as_mut().and_then(Speech::transmit) {
+        while let Some(bytes) = self.speech.as_ref().and_then(Speech::transmit) {
             match socket::send(fd, bytes) {
                 Ok(len) => {
                     self.connected = true;
@@ -158,13 +159,6 @@ impl Attempt {
         }
         self.connected = true;
         Ok(Some(Done { bound: None, early: Vec::new(), drained: false }))
-    }
-
-    fn relay(&self, bound: Option<SocketAddr>) -> Option<SocketAddr> {
-        // RFC 1928 wants the relay's address; many proxies say "any", and mean their own.
-        bound.map(
-            |bound| if bound.ip().is_unspecified() { SocketAddr::new(self.dialled.ip(), bound.port()) } else { bound },
-        )
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {

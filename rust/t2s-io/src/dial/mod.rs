@@ -8,7 +8,7 @@ pub mod connect;
 pub mod failure;
 pub(crate) mod guide;
 pub mod resolve;
-pub(crate) mod speech;
+mod speech;
 pub mod url;
 
 pub use connect::{Attempt, Done, Progress, Target};

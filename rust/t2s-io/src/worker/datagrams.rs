@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use crate::dial::speech::udp_header;
 use t2s_core::buf::{Buf, CLASSES};
+use t2s_core::socks5::udp_header;
 use t2s_core::udp::SessionId;
 
 use super::token::{Kind, Token};
