@@ -1,12 +1,15 @@
 """Scenario files: everything wrong is said at once, with its place; everything right is read as written."""
 
+import json
 import tomllib
 from pathlib import Path
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from t2s._core import Lab
 from t2s.errors import ExpressionError, ScenarioError
 from t2s.expression import parse
 from t2s.scenario import (
@@ -196,10 +199,6 @@ def test_specs_layer_settings_and_phases():
 
 
 def test_the_compiled_lab_takes_every_shipped_phase():
-    import json
-
-    from t2s._core import Lab
-
     file = load_scenarios(SHIPPED)
     for scenario in file.scenario:
         for phase in ("load", "capacity", "null"):
@@ -258,8 +257,6 @@ def test_expressions_that_are_refused(text, told):
 
 
 def test_expressions_are_evaluated():
-    import polars as pl
-
     frame = pl.DataFrame({"a": [1.0, 5.0, None], "b": [2.0, 2.0, 2.0], "baseline.a": [1.0, 2.0, 3.0]})
     for text, expected in {
         "a > b": [False, True, None],

@@ -33,6 +33,9 @@ DRAIN_SECONDS = 60.0
 GROWTH_SECONDS = 900.0
 """Shortest load phase whose memory growth an hour is judged: below 15 min its error alone is above 1 %/h."""
 
+SLOPE_SECONDS = 30.0
+"""Shortest load phase whose slope is computed at all; its bootstrap takes a good part of a second."""
+
 NULL_ROUND = -1
 """Round number of the generator's self-test, which has no rounds."""
 
@@ -268,7 +271,7 @@ def rss_growth(tree: Mapping[str, Any]) -> dict[str, float | None]:
     """
     samples = (tree.get("rss") or {}).get("samples") or []
     unknown: dict[str, float | None] = {"percent": None, "slope": None, "low": None, "high": None}
-    if not samples or not samples[0][1]:
+    if not samples or not samples[0][1] or samples[-1][0] - samples[0][0] < 1000 * SLOPE_SECONDS:
         return unknown
     hours = [(at / 3.6e6, float(size)) for at, size in samples]
     found = slope_interval(hours)

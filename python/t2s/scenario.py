@@ -7,6 +7,7 @@ default that stands here and nowhere else: the compiled lab is told every value.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import tomllib
 from pathlib import Path
@@ -436,7 +437,9 @@ def _set_all(raw: dict[str, Any], overrides: Mapping[str, str]) -> tuple[dict[Ke
             value = text
         parts = key.split(".")
         if len(parts) == 1:
-            parts.insert(0, "run" if key in Run.model_fields else "settings")
+            known = [*Settings.model_fields, *Run.model_fields]
+            near = difflib.get_close_matches(key, known, n=1) or [""]
+            parts.insert(0, "run" if near[0] in Run.model_fields else "settings")
         path: KeyPath = ()
         node: Any = raw
         for part in parts[:-1]:

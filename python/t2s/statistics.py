@@ -31,10 +31,10 @@ SEED = 20_260_101
 BEYOND = 100
 """Samples that must lie beyond a quantile before it is shown: p99.9 of 10,000 samples rests on 10 and says little."""
 
-SLOPE_POINTS = 60
+SLOPE_POINTS = 40
 """Points a slope is fitted to; longer series are cut into as many blocks, each with its median."""
 
-SLOPE_RESAMPLES = 500
+SLOPE_RESAMPLES = 400
 """Block bootstrap resamples of a slope; each costs all pairs of `SLOPE_POINTS` points."""
 
 

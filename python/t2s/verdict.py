@@ -91,6 +91,8 @@ class Matrix:
     verdicts: tuple[Verdict, ...]
     incomplete: tuple[str, ...]
     """Scenarios that were to be run but have no load phase."""
+    interrupted: bool
+    """Whether the run was cut short."""
 
     def of(self, scenario: str) -> list[Verdict]:
         """Return the verdicts of a scenario, in the order of the file's thresholds."""
@@ -104,7 +106,9 @@ class Matrix:
     def overall(self) -> Status:
         """Return the status of the run; what was not measured cannot pass."""
         statuses = [verdict.status for verdict in self.verdicts]
-        return Status.worst([*statuses, *(Status.INCONCLUSIVE for _ in self.incomplete)])
+        if self.incomplete or self.interrupted:
+            statuses.append(Status.INCONCLUSIVE)
+        return Status.worst(statuses)
 
     @property
     def counts(self) -> dict[Status, int]:
@@ -126,7 +130,7 @@ def evaluate(results: Results) -> Matrix:
         if threshold.applies_to(name)
     ]
     missing = tuple(scenario.name for scenario in results.file.scenario if scenario.name not in measured)
-    return Matrix(tuple(verdicts), missing)
+    return Matrix(tuple(verdicts), missing, results.interrupted)
 
 
 def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
