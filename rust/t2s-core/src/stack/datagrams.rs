@@ -9,6 +9,7 @@ use super::owner::{session_key, worker_of};
 use super::{Inner, Stack};
 use crate::buf::Buf;
 use crate::config::DnsCheck;
+use crate::dns;
 use crate::flow::FlowMap;
 use crate::fragment::fragment_out;
 use crate::icmp::echo_reply;
@@ -107,10 +108,10 @@ impl Inner {
         let end = usize::from(ip.payload) + usize::from(udp.len);
         let (client, target) = (SocketAddr::new(ip.src, udp.src_port), SocketAddr::new(ip.dst, udp.dst_port));
         if udp.dst_port == DNS_PORT && self.config.dns == DnsCheck::Strict {
-            if !is_query(&bytes[start..end]) {
-                return self.refuse(packet, DropReason::DnsMalformed);
+            match dns::Message::parse(&bytes[start..end]) {
+                Ok(message) if message.is_query() => self.stats.dns_queries += 1,
+                Ok(_) | Err(_) => return self.refuse(packet, DropReason::DnsMalformed),
             }
-            self.stats.dns_queries += 1;
         }
         let opened = match self.sessions.open(now, client, target, &mut self.pool) {
             Ok(opened) => opened,
@@ -409,9 +410,4 @@ impl Inner {
         self.stats.resets_sent += 1;
         self.send_raw(out, ip.src, ip.dst, protocol::TCP, ip.header_len());
     }
-}
-
-/// Whether a payload has the shape of a DNS query (RFC 1035, section 4.1.1): a header, and a question behind it.
-fn is_query(payload: &[u8]) -> bool {
-    payload.len() > 16 && payload[2] & 0x80 == 0
 }

@@ -81,9 +81,9 @@ impl Capture {
         let mut collector = Collector::default();
         // The section header block of pcapng (its type reads the same in both byte orders).
         if magic == [0x0a, 0x0d, 0x0d, 0x0a] {
-            read_pcapng(source, &mut collector)?
+            read_pcapng(source, &mut collector)?;
         } else {
-            read_pcap(source, &mut collector)?
+            read_pcap(source, &mut collector)?;
         }
         Ok(collector.capture)
     }
@@ -176,9 +176,8 @@ fn ip_packet(link: DataLink, frame: &[u8]) -> Result<Option<&[u8]>, CaptureError
     let by_type = |at: usize, kind: u16| matches!(kind, IPV4 | IPV6).then(|| frame.get(at..)).flatten();
     let be16 = |at: usize| frame.get(at..at + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
     Ok(match link {
-        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => Some(frame),
-        // DLT_RAW of some systems, before it had a number for files.
-        DataLink::Unknown(12 | 14) => Some(frame),
+        // 12 and 14 are the raw IP of some systems, from before it had a number for files.
+        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 | DataLink::Unknown(12 | 14) => Some(frame),
         DataLink::ETHERNET => {
             let mut at = 12;
             // VLAN tags (IEEE 802.1Q, 802.1ad) stand in front of the type; two are all there are.

@@ -1,0 +1,238 @@
+//! The whole path of a packet through the stack, without threads and devices: small TCP segments over few and many
+//! flows, small datagrams, and connections that open and end. The client's side costs a copy and a checksum update.
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use t2s_core::buf::{Pool, PoolConfig};
+use t2s_core::checksum::update_u32;
+use t2s_core::config::Config;
+use t2s_core::flow::{FlowMap, FlowMapConfig};
+use t2s_core::stack::{Packet, Request, Stack};
+use t2s_core::time::{Instant, no_clock};
+use t2s_core::wire::ip::IpRepr;
+use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
+use t2s_core::wire::udp::UdpRepr;
+use t2s_core::wire::{fill_transport_checksum, protocol};
+
+/// Packets of one turn of a worker's loop.
+const BATCH: usize = 64;
+
+struct Bench {
+    stack: Stack,
+    now: Instant,
+    batch: Vec<Packet>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config { max_pending_connects: 1 << 20, max_tcp_flows: 1 << 17, ..Config::default() };
+        let pool = Pool::new(PoolConfig::default());
+        let map = FlowMap::new(FlowMapConfig {
+            shards: 1,
+            capacity: 1 << 17,
+            hash_key: config.secrets.flow_hash,
+            clock: no_clock,
+        });
+        let now = Instant::from_millis(1);
+        let stack = Stack::new(config, &pool, Arc::new(map), 0, 1, now);
+        Self { stack, now, batch: Vec::with_capacity(BATCH) }
+    }
+
+    fn add(&mut self, packet: &[u8]) {
+        let buf = self.stack.pool().alloc_copy(packet, 0).expect("below the ceiling");
+        self.batch.push(Packet::plain(buf));
+    }
+
+    /// One turn: packets in, everything readable to a sink, packets out. Returns packets out.
+    fn turn(&mut self, mut seen: impl FnMut(&[u8])) -> usize {
+        self.now = self.now.plus(64_000);
+        self.stack.handle_timeout(self.now);
+        self.stack.handle_batch(self.now, &mut self.batch);
+        while let Some(request) = self.stack.poll_request(self.now) {
+            match request {
+                Request::Connect { flow, .. } => self.stack.connected(self.now, flow),
+                Request::Readable(flow) => {
+                    let len = self.stack.readable(flow).map(|slice| black_box(slice).len()).sum();
+                    self.stack.consume(self.now, flow, len);
+                }
+                Request::Datagrams(session) => {
+                    while let Some((target, payload)) = self.stack.pop_datagram(session) {
+                        black_box((target, payload.as_slice()));
+                        self.stack.free(payload);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut out = 0;
+        while let Some(transmit) = self.stack.poll_transmit(self.now) {
+            seen(transmit.header);
+            out += 1;
+        }
+        out
+    }
+}
+
+fn client(index: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, (index >> 14) as u8, 1], 1_024 + (index & 0x3fff) as u16))
+}
+
+fn server() -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, 1], 443))
+}
+
+fn packet(client: SocketAddr, upper: u8, mut segment: Vec<u8>) -> Vec<u8> {
+    let (src, dst) = (client.ip(), server().ip());
+    fill_transport_checksum(Config::default().checksum, src, dst, upper, &mut segment);
+    let repr = IpRepr {
+        src,
+        dst,
+        protocol: upper,
+        ttl: 64,
+        ecn: 0,
+        payload_len: segment.len() as u32,
+        id: 0,
+        dont_fragment: true,
+    };
+    let mut out = vec![0; repr.header_len()];
+    repr.emit(&mut out);
+    out.extend(segment);
+    out
+}
+
+fn segment(client: SocketAddr, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) -> Vec<u8> {
+    let mut options = Options::NONE;
+    if flags.syn() {
+        options.mss = Some(1_460);
+    }
+    let repr = TcpRepr {
+        src_port: client.port(),
+        dst_port: server().port(),
+        seq: SeqNumber(seq),
+        ack,
+        flags,
+        window: 65_535,
+        options,
+    };
+    let mut out = vec![0; repr.header_len()];
+    repr.emit(&mut out);
+    out.extend_from_slice(payload);
+    packet(client, protocol::TCP, out)
+}
+
+/// Advances the sequence number of a packet in place (RFC 1624).
+fn advance(packet: &mut [u8], by: u32) {
+    let field = |packet: &[u8], at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().expect("four bytes"));
+    let old = field(packet, 24);
+    let new = old.wrapping_add(by);
+    packet[24..28].copy_from_slice(&new.to_be_bytes());
+    let check = u16::from_be_bytes([packet[36], packet[37]]);
+    packet[36..38].copy_from_slice(&update_u32(check, old, new).to_be_bytes());
+}
+
+/// Flows that are open, with a template of each one's next data packet.
+fn open(flows: usize) -> (Bench, Vec<Vec<u8>>) {
+    let mut bench = Bench::new();
+    let mut isns = vec![SeqNumber(0); flows];
+    for first in (0..flows).step_by(BATCH) {
+        for index in first..flows.min(first + BATCH) {
+            bench.add(&segment(client(index), Flags::SYN, 1_000, SeqNumber(0), b""));
+        }
+        bench.turn(|header| {
+            let tcp = Tcp::parse(&header[20..]).expect("a SYN-ACK");
+            isns[index_of(header[18], tcp.dst_port)] = tcp.seq;
+        });
+    }
+    let packets = (0..flows)
+        .map(|index| segment(client(index), Flags::ACK.with(Flags::PSH), 1_001, isns[index] + 1, b"abcdef"))
+        .collect();
+    (bench, packets)
+}
+
+fn index_of(address: u8, port: u16) -> usize {
+    (usize::from(address) << 14) | usize::from(port - 1_024)
+}
+
+fn segments(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack/tcp_small");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for flows in [64, 1_024, 50_000] {
+        let (mut bench, mut packets) = open(flows);
+        let mut next = 0;
+        group.bench_function(format!("{flows}_flows"), |b| {
+            b.iter(|| {
+                for _ in 0..BATCH {
+                    bench.add(&packets[next]);
+                    advance(&mut packets[next], 6);
+                    next = (next + 1) % flows;
+                }
+                bench.turn(|_| {})
+            });
+        });
+        assert_eq!(bench.stack.stats().drops.total(), 0);
+    }
+    group.finish();
+}
+
+fn datagrams(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack/udp_small");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    let mut bench = Bench::new();
+    let packets: Vec<_> = (0..1_024)
+        .map(|index| {
+            let client = client(index);
+            let mut out = vec![0; 8];
+            UdpRepr { src_port: client.port(), dst_port: server().port(), payload_len: 6 }.emit(&mut out);
+            out.extend_from_slice(b"abcdef");
+            packet(client, protocol::UDP, out)
+        })
+        .collect();
+    let mut next = 0;
+    group.bench_function("1024_sessions", |b| {
+        b.iter(|| {
+            for _ in 0..BATCH {
+                bench.add(&packets[next]);
+                next = (next + 1) % packets.len();
+            }
+            bench.turn(|_| {})
+        });
+    });
+    assert_eq!(bench.stack.stats().drops.total(), 0);
+    group.finish();
+}
+
+/// SYN, answer, RST: a connection costs two packets in and one out.
+fn churn(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack/connect_reset");
+    group.throughput(Throughput::Elements(BATCH as u64 / 2));
+    let mut bench = Bench::new();
+    let pairs: Vec<_> = (0..4_096)
+        .map(|index| {
+            let syn = segment(client(index), Flags::SYN, 1_000, SeqNumber(0), b"");
+            let reset = segment(client(index), Flags::RST, 1_001, SeqNumber(0), b"");
+            (syn, reset)
+        })
+        .collect();
+    let mut next = 0;
+    group.bench_function("32_connections", |b| {
+        b.iter(|| {
+            for step in 0..BATCH / 2 {
+                bench.add(&pairs[(next + step) % pairs.len()].0);
+            }
+            bench.turn(|_| {});
+            for step in 0..BATCH / 2 {
+                bench.add(&pairs[(next + step) % pairs.len()].1);
+            }
+            next += BATCH / 2;
+            bench.turn(|_| {})
+        });
+    });
+    assert_eq!(bench.stack.stats().flows, 0);
+    group.finish();
+}
+
+criterion_group!(benches, segments, datagrams, churn);
+criterion_main!(benches);
