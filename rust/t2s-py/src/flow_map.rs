@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use t2s_core::flow::{FlowKey, FlowMapConfig, ShardStats};
 use t2s_core::time::Instant;
-use t2s_io::sys::sched::monotonic_ns;
+use t2s_io::sys::clock::monotonic_nanos;
 
 use crate::errors::{ConfigError, OrRaise};
 
@@ -53,7 +53,7 @@ impl FlowMap {
             )));
         }
         let hash_key = t2s_core::config::Secrets::fixed(seed).flow_hash;
-        let config = FlowMapConfig { shards, capacity, hash_key, clock: monotonic_ns };
+        let config = FlowMapConfig { shards, capacity, hash_key, clock: monotonic_nanos };
         Ok(Self(t2s_core::flow::FlowMap::new(config)))
     }
 

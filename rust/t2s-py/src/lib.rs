@@ -18,6 +18,8 @@ mod fragment;
 mod histogram;
 mod lab;
 mod pool;
+mod request;
+mod stack;
 mod stream;
 
 use pyo3::prelude::*;
@@ -39,6 +41,10 @@ mod _core {
     use crate::lab::Lab;
     #[pymodule_export]
     use crate::pool::{Buffer, MemoryPool};
+    #[pymodule_export]
+    use crate::request::Request;
+    #[pymodule_export]
+    use crate::stack::Stack;
     #[pymodule_export]
     use crate::stream::StreamReassembler;
 

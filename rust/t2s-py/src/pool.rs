@@ -10,7 +10,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use t2s_core::buf::{Buf, CLASSES, HEAP, Pool, PoolCache, PoolConfig};
-use t2s_io::sys::sched::monotonic_ns;
+use t2s_io::sys::clock::monotonic_nanos;
 
 use crate::bytes::Lent;
 use crate::errors::OrRaise;
@@ -24,7 +24,7 @@ pub(crate) struct SharedPool {
 impl SharedPool {
     /// A pool with slabs of the heap and a ceiling in bytes.
     pub(crate) fn new(ceiling_bytes: usize, cache: u16) -> Self {
-        let pool = Pool::new(PoolConfig { ceiling_bytes, cache, memory: &HEAP, clock: monotonic_ns });
+        let pool = Pool::new(PoolConfig { ceiling_bytes, cache, memory: &HEAP, clock: monotonic_nanos });
         let cache = Mutex::new(pool.cache());
         Self { pool, cache }
     }
@@ -33,6 +33,11 @@ impl SharedPool {
     pub(crate) fn private() -> Self {
         let default = PoolConfig::default();
         Self::new(default.ceiling_bytes, default.cache)
+    }
+
+    /// The pool behind the cache.
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     /// The cache, for one operation.
