@@ -98,6 +98,7 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "upstream_wait": None,
         "payload_offered": offered * 100,
         "payload_forwarded": offered * 100,
+        "payload_window": offered * 100,
         "connections_opened": 100,
         "connections_closed": 100,
         "connections_refused": 0,

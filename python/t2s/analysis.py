@@ -25,6 +25,9 @@ Tree = Mapping[str, Any]
 UNATTRIBUTED = "unattributed"
 """The row for CPU time that no stage accounts for."""
 
+WHOLES = frozenset({"core"})
+"""Parts of the loop that sampled stages divide further; counting both would count twice."""
+
 MATERIAL = 0.10
 """Share of the baseline's whole cost below which a difference is not called a cause: A/A runs stay below it."""
 
@@ -77,7 +80,9 @@ def stage_ns(tree: Tree) -> dict[str, float]:
     """
     stages = tree.get("stages") or {}
     return {
-        name: stage["ns"] / stage["samples"] for name, stage in stages.items() if stage.get("samples") and "ns" in stage
+        name: stage["ns"] / stage["samples"]
+        for name, stage in stages.items()
+        if stage.get("samples") and "ns" in stage and name not in WHOLES
     }
 
 

@@ -163,14 +163,14 @@ LOAD_COLUMNS: tuple[Column, ...] = (
         "goodput_mbit_per_s",
         "Mbit/s",
         Over.MEDIAN,
-        "payload bits forwarded",
-        ratio("payload_forwarded", "seconds", 8 / BITS_PER_MBIT),
+        "payload bits forwarded in the measured time",
+        ratio("payload_window", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "goodput_share",
         "ratio",
         Over.MEDIAN,
-        "payload forwarded / payload offered",
+        "payload forwarded, drain included / payload offered",
         ratio("payload_forwarded", "payload_offered"),
     ),
     Column(
@@ -238,7 +238,7 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
         "Mbit/s",
         Over.MEDIAN,
         "payload bits forwarded at capacity",
-        ratio("payload_forwarded", "seconds", 8 / BITS_PER_MBIT),
+        ratio("payload_window", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "capacity_connections_per_s",

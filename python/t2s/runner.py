@@ -215,6 +215,9 @@ class Runner:
                     raise LabError(f"did not end within {DRAIN_SECONDS:.0f} s of its time")
         except KeyboardInterrupt:
             lab.stop()
+            # It still drains, and has its result only then; a second interrupt does not wait for it.
+            while not lab.wait(TICK_SECONDS) and time.monotonic() < deadline:
+                pass
             return True
         return False
 
