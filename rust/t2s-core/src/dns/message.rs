@@ -470,7 +470,7 @@ mod tests {
                 count.copy_from_slice(&[0, 1]);
             }
             if let Ok(message) = Message::parse(&bytes) {
-                let _ = (message.key(), message.code(), message.answers().map(|it| it.name()).count());
+                prop_assert!(message.answers().all(|it| it.name().as_bytes().len() <= 255));
                 let mut out = [0; 1024];
                 let len = respond(&message, ResponseCode::SERVER_FAILURE, &[V4, V6], 1, &mut out).expect("room");
                 let answer = Message::parse(&out[..len]).expect("our own");

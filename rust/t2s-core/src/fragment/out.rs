@@ -85,7 +85,7 @@ impl<'a> Iterator for Fragments<'a> {
         } else if self.repr.src.is_ipv4() {
             let repr = IpRepr { payload_len: payload.len() as u32, ..self.repr };
             repr.emit(header);
-            header[6..8].copy_from_slice(&(u16::from(more) << 13 | field / UNIT as u16).to_be_bytes());
+            header[6..8].copy_from_slice(&((u16::from(more) << 13) | (field / UNIT as u16)).to_be_bytes());
             fill_v4_header_checksum(header);
             fragment.header_len = IPV4_HEADER as u8;
         } else {

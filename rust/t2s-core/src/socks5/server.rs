@@ -161,13 +161,11 @@ impl ServerHandshake {
         if version != VERSION {
             return Err(Error::BadVersion(version));
         }
-        let target = match AddressRef::parse(bytes.get(3..).unwrap_or_default()) {
-            Ok(Some((target, _))) => target.to_owned()?,
-            Ok(None) | Err(BadAddress) => {
-                self.refuse(Reply::AddressTypeNotSupported);
-                return Err(Error::BadAddress);
-            }
+        let Ok(Some((target, _))) = AddressRef::parse(bytes.get(3..).unwrap_or_default()) else {
+            self.refuse(Reply::AddressTypeNotSupported);
+            return Err(Error::BadAddress);
         };
+        let target = target.to_owned()?;
         if target.check().is_err() {
             self.refuse(Reply::GeneralFailure);
             return Err(Error::BadDomain);
@@ -191,8 +189,6 @@ impl ServerHandshake {
         self.reply(reply, &Address::Ip(core::net::SocketAddr::from(([0, 0, 0, 0], 0))));
     }
 }
-
-use super::address::BadAddress;
 
 /// Compares without a hint of where the first difference is.
 fn same(a: &[u8], b: &[u8]) -> bool {
