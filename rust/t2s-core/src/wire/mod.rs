@@ -7,6 +7,8 @@
 pub mod icmp;
 pub mod ip;
 pub mod tcp;
+#[cfg(test)]
+mod tests;
 mod transport;
 pub mod udp;
 pub mod virtio;
