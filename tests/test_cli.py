@@ -153,6 +153,14 @@ def test_ablate(t2s, file, tmp_path):
     assert {worth["scenario"] for worth in tree["worth"]} == {"all", "other"}
 
 
+def test_a_report_is_made_again_from_the_results(t2s, file, tmp_path):
+    assert t2s("bench", file, "--out", tmp_path / "out", change=slower).exit_code == 1
+    again = t2s("report", tmp_path / "out")
+    assert again.exit_code == 1
+    assert "## Scenario summary table" in again.stdout
+    assert t2s("report", tmp_path).exit_code == 2
+
+
 def test_columns_are_listed(t2s):
     result = t2s("columns")
     assert result.exit_code == 0

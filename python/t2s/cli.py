@@ -132,6 +132,24 @@ def ablate(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `t2s bench --out DIR` wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Print the report of a run again, with its verdicts made anew from what was measured."""
+    from t2s import report as page
+    from t2s import storage
+
+    with _told_errors():
+        results = storage.read(folder)
+    if as_json:
+        _print_json(storage.document(results))
+    else:
+        typer.echo(page.render(results, f"t2s report {folder}"))
+    raise typer.Exit(results.verdicts.overall.exit_code if results.file.threshold else _complete(results))
+
+
+@app.command()
 def columns() -> None:
     """List the columns of the results table, which thresholds may name."""
     from rich.table import Table

@@ -74,6 +74,7 @@ def time(nanos: float | None) -> str:
 def ratio(value: Interval | None) -> str:
     """Write a ratio with its interval.
 
+    >>> from t2s.statistics import Interval
     >>> ratio(Interval(1.0, 1.25, 1.5, 5))
     '1.25 [1.00, 1.50]'
     """

@@ -20,7 +20,7 @@ _BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 def key_lines(text: str) -> dict[KeyPath, int]:
     r"""Map each key path of a valid TOML document to the line (from 1) where it stands.
 
-    >>> key_lines("a = 1\\n[[b]]\\nc = [1,\\n  {d = 2}]\\n")[("b", 0, "c", 1, "d")]
+    >>> key_lines("a = 1\n[[b]]\nc = [1,\n  {d = 2}]\n")[("b", 0, "c", 1, "d")]
     4
     """
     return _Scanner(text).scan()
