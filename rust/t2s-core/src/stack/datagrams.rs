@@ -1,7 +1,6 @@
 //! UDP sessions and ICMP as the stack keeps them.
 
-use core::net::SocketAddr;
-use std::sync::Arc;
+use core::net::{IpAddr, SocketAddr};
 
 use super::api::{Disposition, Packet, Request};
 use super::egress::HOPS;
@@ -10,7 +9,7 @@ use super::{Inner, Stack};
 use crate::buf::Buf;
 use crate::config::DnsCheck;
 use crate::dns;
-use crate::flow::FlowMap;
+use crate::flow::{FlowKey, FlowMap};
 use crate::fragment::fragment_out;
 use crate::icmp::echo_reply;
 use crate::stats::{DropReason, Stage};
@@ -75,13 +74,7 @@ impl Stack {
 }
 
 impl Inner {
-    pub(super) fn udp_packet(
-        &mut self,
-        now: Instant,
-        mut packet: Packet,
-        ip: &Ip,
-        map: &Arc<FlowMap<u32>>,
-    ) -> Disposition {
+    pub(super) fn udp_packet(&mut self, now: Instant, mut packet: Packet, ip: &Ip, map: &FlowMap<u32>) -> Disposition {
         let bytes = packet.buf.as_slice();
         // The length field of a super-datagram is that of the whole.
         let udp = match Udp::parse(&bytes[usize::from(ip.payload)..]) {
@@ -373,8 +366,12 @@ impl Inner {
     }
 
     /// Answers a segment that no flow wants with RST (RFC 9293, section 3.10.7.1).
-    pub(super) fn reset_stranger(&mut self, ip: &Ip, segment: &Tcp, payload: usize) {
-        if segment.flags.rst() || !ip.dst_is_unicast() {
+    pub(super) fn reset_stranger(&mut self, key: &FlowKey, segment: &Tcp, payload: usize) {
+        let group = match key.dst() {
+            IpAddr::V4(dst) => dst.is_multicast() || dst.is_broadcast(),
+            IpAddr::V6(dst) => dst.is_multicast(),
+        };
+        if segment.flags.rst() || group {
             return;
         }
         let (seq, ack, flags) = if segment.flags.ack() {
@@ -392,8 +389,8 @@ impl Inner {
             options: Options::NONE,
         };
         let ip = IpRepr {
-            src: ip.dst,
-            dst: ip.src,
+            src: key.dst(),
+            dst: key.src(),
             protocol: protocol::TCP,
             ttl: HOPS,
             ecn: 0,

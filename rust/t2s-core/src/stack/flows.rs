@@ -2,8 +2,6 @@
 
 use core::hash::Hasher;
 use core::net::SocketAddr;
-use std::sync::Arc;
-
 use siphasher::sip::SipHasher24;
 
 use super::api::{CloseReason, FlowId, FlowInfo, Refusal, Request, StackStats};
@@ -75,6 +73,12 @@ impl Flow {
 
     pub(super) fn is_v4(&self) -> bool {
         self.key.src().is_ipv4()
+    }
+
+    /// Reads a little of each part that a segment will need, so that the parts are on their way to the cache.
+    #[inline]
+    pub(super) fn warm(&self) -> u64 {
+        self.tcb.state() as u64 ^ self.last_active.nanos() ^ self.bytes_up ^ self.tcb.readable_len() as u64
     }
 
     pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
@@ -235,7 +239,7 @@ impl Inner {
     }
 
     /// Settles all touched flows and buries the dead.
-    pub(super) fn end_batch<'m>(&mut self, now: Instant, map: &'m Arc<FlowMap<u32>>, held: &mut Held<'m>) {
+    pub(super) fn end_batch<'m>(&mut self, now: Instant, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
         self.settle_dirty(now);
         self.bury(map, held);
     }
@@ -405,7 +409,7 @@ impl Inner {
     }
 
     /// Takes the dead out of map and table.
-    pub(super) fn bury<'m>(&mut self, map: &'m Arc<FlowMap<u32>>, held: &mut Held<'m>) {
+    pub(super) fn bury<'m>(&mut self, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
         while let Some(index) = self.graves.pop() {
             let Some(flow) = self.flows.at(index) else { continue };
             let hash = flow.hash;
@@ -420,6 +424,7 @@ impl Inner {
             self.finish(index, id, CloseReason::Finished);
         }
         let Some(flow) = self.flows.remove(index) else { return };
+        self.changes = self.changes.wrapping_add(1);
         guard.remove(flow.hash, &flow.key);
         // The slot may be taken again before the queues that name it are read: they must not name it twice.
         if flow.queued {

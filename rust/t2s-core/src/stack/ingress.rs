@@ -1,7 +1,6 @@
 //! The way in: a packet is parsed once, verified, joined from fragments, and handed to its flow.
 
 use core::net::IpAddr;
-use std::sync::Arc;
 
 use super::api::{Disposition, Packet, Request};
 use super::flows::Flow;
@@ -35,20 +34,72 @@ pub(super) fn shard<'h, 'm>(
     }
 }
 
+/// A TCP segment between the steps of a batch: checked, then looked up, then delivered.
+///
+/// Each step runs over the whole batch before the next begins. The cache misses of a step (map, then flow) do not depend
+/// on each other, so the CPU overlaps them; one packet after another would wait for each in turn.
+#[derive(Debug)]
+pub(super) struct Looked {
+    packet: Packet,
+    segment: Tcp,
+    key: FlowKey,
+    hash: u64,
+    found: Option<u32>,
+    sampled: bool,
+}
+
+/// What the first step made of a packet.
+pub(super) enum Look {
+    Segment(Looked),
+    Done(Disposition),
+}
+
 impl Inner {
-    /// Takes one packet as far as it goes now.
+    /// First step: checks a packet. Everything but TCP is done with it.
     #[inline]
-    pub(super) fn ingress<'m>(
-        &mut self,
-        now: Instant,
-        packet: Packet,
-        map: &'m Arc<FlowMap<u32>>,
-        held: &mut Held<'m>,
-    ) -> Disposition {
+    pub(super) fn look(&mut self, now: Instant, packet: Packet, map: &FlowMap<u32>) -> Look {
         self.stats.packets_in += 1;
         self.stats.bytes_in += packet.buf.len() as u64;
         self.probe.begin();
-        let disposition = self.parsed(now, packet, map, held);
+        let look = self.parsed(now, packet, map);
+        self.probe.end();
+        look
+    }
+
+    /// Second step: finds the flow.
+    #[inline]
+    pub(super) fn look_up<'m>(&mut self, looked: &mut Looked, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
+        self.probe.resume(looked.sampled);
+        looked.found = shard(map, held, looked.hash).get(looked.hash, &looked.key).copied();
+        self.probe.mark(Stage::Lookup);
+        self.probe.end();
+    }
+
+    /// Gets the flows of a batch under way to the cache.
+    #[inline]
+    pub(super) fn warm(&self, batch: &[Looked]) {
+        if batch.len() > 1 {
+            let flows = batch.iter().filter_map(|looked| self.flows.at(looked.found?));
+            core::hint::black_box(flows.fold(0, |sum, flow| sum ^ flow.warm()));
+        }
+    }
+
+    /// Third step: hands the segment to its flow. `fresh` says that the second step's answer still holds.
+    #[inline]
+    pub(super) fn deliver<'m>(
+        &mut self,
+        now: Instant,
+        mut looked: Looked,
+        fresh: bool,
+        map: &'m FlowMap<u32>,
+        held: &mut Held<'m>,
+    ) -> Disposition {
+        if !fresh {
+            looked.found = shard(map, held, looked.hash).get(looked.hash, &looked.key).copied();
+        }
+        self.probe.resume(looked.sampled);
+        let disposition = self.delivered(now, looked, map, held);
+        self.probe.mark(Stage::Tcp);
         self.probe.end();
         disposition
     }
@@ -61,40 +112,32 @@ impl Inner {
         Disposition::Dropped(reason)
     }
 
-    fn parsed<'m>(
-        &mut self,
-        now: Instant,
-        mut packet: Packet,
-        map: &'m Arc<FlowMap<u32>>,
-        held: &mut Held<'m>,
-    ) -> Disposition {
+    fn parsed(&mut self, now: Instant, mut packet: Packet, map: &FlowMap<u32>) -> Look {
         let mut ip = match Ip::parse(packet.buf.as_slice()) {
             Ok(ip) => ip,
-            Err(reason) => return self.refuse(packet, reason),
+            Err(reason) => return Look::Done(self.refuse(packet, reason)),
         };
         self.probe.mark(Stage::Parse);
         if ip.fragment.is_some() {
-            match self.fragments.handle(now, packet.buf, &ip, &mut self.pool) {
-                Outcome::Pending => {
-                    self.probe.mark(Stage::Reassembly);
-                    return Disposition::Accepted;
-                }
+            let outcome = self.fragments.handle(now, packet.buf, &ip, &mut self.pool);
+            self.probe.mark(Stage::Reassembly);
+            match outcome {
+                Outcome::Pending => return Look::Done(Disposition::Accepted),
                 Outcome::Dropped(reason) => {
                     self.stats.drops.add(reason);
-                    return Disposition::Dropped(reason);
+                    return Look::Done(Disposition::Dropped(reason));
                 }
                 Outcome::Complete(whole) => packet = Packet::plain(whole),
             }
-            self.probe.mark(Stage::Reassembly);
             ip = match Ip::parse(packet.buf.as_slice()) {
                 Ok(ip) if ip.fragment.is_none() => ip,
-                Ok(_) => return self.refuse(packet, DropReason::FragmentBad),
-                Err(reason) => return self.refuse(packet, reason),
+                Ok(_) => return Look::Done(self.refuse(packet, DropReason::FragmentBad)),
+                Err(reason) => return Look::Done(self.refuse(packet, reason)),
             };
         }
         packet.buf.truncate(ip.total as usize);
-        match ip.protocol {
-            protocol::TCP => self.tcp_packet(now, packet, &ip, map, held),
+        Look::Done(match ip.protocol {
+            protocol::TCP => return self.look_segment(packet, &ip, map),
             protocol::UDP => self.udp_packet(now, packet, &ip, map),
             protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(packet, &ip),
             protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(packet, &ip),
@@ -102,25 +145,19 @@ impl Inner {
                 self.send_error(now, &ip, packet.buf.as_slice(), IcmpError::ProtocolUnreachable);
                 self.refuse(packet, DropReason::Unsupported)
             }
-        }
+        })
     }
 
-    fn tcp_packet<'m>(
-        &mut self,
-        now: Instant,
-        mut packet: Packet,
-        ip: &Ip,
-        map: &'m Arc<FlowMap<u32>>,
-        held: &mut Held<'m>,
-    ) -> Disposition {
+    #[inline]
+    fn look_segment(&mut self, mut packet: Packet, ip: &Ip, map: &FlowMap<u32>) -> Look {
         let bytes = packet.buf.as_slice();
-        let segment = match Tcp::parse(&bytes[ip.payload as usize..]) {
+        let segment = match Tcp::parse(&bytes[usize::from(ip.payload)..]) {
             Ok(segment) => segment,
-            Err(reason) => return self.refuse(packet, reason),
+            Err(reason) => return Look::Done(self.refuse(packet, reason)),
         };
         self.probe.mark(Stage::Parse);
         if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {
-            return self.refuse(packet, DropReason::TcpChecksum);
+            return Look::Done(self.refuse(packet, DropReason::TcpChecksum));
         }
         self.probe.mark(Stage::Checksum);
         let key = FlowKey::new(ip.src, segment.src_port, ip.dst, segment.dst_port, protocol::TCP);
@@ -130,10 +167,22 @@ impl Inner {
             // The checksum has been looked at; the owner need not do so again.
             packet.checksum_trusted = true;
             self.foreign.push_back((owner, packet));
-            return Disposition::Foreign;
+            return Look::Done(Disposition::Foreign);
         }
-        let found = shard(map, held, hash).get(hash, &key).copied();
-        self.probe.mark(Stage::Lookup);
+        packet.buf.advance(usize::from(ip.payload) + usize::from(segment.header_len));
+        let sampled = self.probe.is_on();
+        Look::Segment(Looked { packet, segment, key, hash, found: None, sampled })
+    }
+
+    #[inline]
+    fn delivered<'m>(
+        &mut self,
+        now: Instant,
+        looked: Looked,
+        map: &'m FlowMap<u32>,
+        held: &mut Held<'m>,
+    ) -> Disposition {
+        let Looked { packet, segment, key, hash, found, .. } = looked;
         let index = match found {
             Some(index) if !self.starts_anew(index, &segment) => index,
             Some(index) => {
@@ -145,25 +194,20 @@ impl Inner {
                 return self.opened(now, packet, &segment, key, hash, None, shard(map, held, hash));
             }
             None => {
-                let payload = packet.buf.len() - ip.payload as usize - segment.header_len as usize;
-                self.reset_stranger(ip, &segment, payload);
+                self.reset_stranger(&key, &segment, packet.buf.len());
                 return self.refuse(packet, DropReason::TcpNoFlow);
             }
         };
-        let mut payload = packet.buf;
-        payload.advance(ip.payload as usize + segment.header_len as usize);
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
         let Some(flow) = flows.at_mut(index) else {
             // The map names only live flows; a stale entry would be a defect, not the client's fault.
             debug_assert!(false, "flow map entry without a flow");
-            pool.free(payload);
-            return Disposition::Dropped(DropReason::TcpNoFlow);
+            return self.refuse(packet, DropReason::TcpNoFlow);
         };
         flow.last_active = now;
         let mut ctx = super::flows::context(now, config, pool, budget, memory, stats);
-        flow.tcb.handle_segment(&mut ctx, &segment, payload);
+        flow.tcb.handle_segment(&mut ctx, &segment, packet.buf);
         self.touch(index);
-        self.probe.mark(Stage::Tcp);
         Disposition::Accepted
     }
 
@@ -188,7 +232,6 @@ impl Inner {
             Ok(index) => {
                 self.pool.free(packet.buf);
                 self.touch(index);
-                self.probe.mark(Stage::Tcp);
                 Disposition::Accepted
             }
             Err(reason) => self.refuse(packet, reason),
@@ -230,6 +273,7 @@ impl Inner {
             }
             return Err(DropReason::FlowTableFull);
         }
+        self.changes = self.changes.wrapping_add(1);
         self.stats.pending += 1;
         self.stats.flows_opened += 1;
         self.stats.flows_peak = self.stats.flows_peak.max(self.flows.len() as u64);

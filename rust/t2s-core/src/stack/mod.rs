@@ -37,6 +37,7 @@ use crate::timer::Wheel;
 use crate::udp::Sessions;
 use egress::Staged;
 use flows::Flow;
+use ingress::{Look, Looked};
 use probe::Probe;
 use slab::Slab;
 
@@ -80,6 +81,10 @@ struct Inner {
     icmp_errors: Errors,
     stats: StackStats,
     requests: VecDeque<Request>,
+    /// Segments between the steps of a batch; empty outside of one.
+    looked: Vec<Looked>,
+    /// Counts flows that came or went: what was looked up before may be wrong after.
+    changes: u32,
     /// Flows touched in this batch, each once (`Flow::dirty`).
     dirty: Vec<u32>,
     /// Flows that may have something to send, each once (`Flow::queued`).
@@ -137,6 +142,8 @@ impl Stack {
             icmp_errors: Errors::new(config.icmp_errors_per_second, now),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
+            looked: Vec::with_capacity(256),
+            changes: 0,
             dirty: Vec::with_capacity(256),
             tx: VecDeque::with_capacity(256),
             raw: VecDeque::with_capacity(64),
@@ -159,7 +166,13 @@ impl Stack {
     pub fn handle_packet(&mut self, now: Instant, packet: Packet) -> Disposition {
         let Self { map, inner } = self;
         let mut held = None;
-        let disposition = inner.ingress(now, packet, map, &mut held);
+        let disposition = match inner.look(now, packet, map) {
+            Look::Done(disposition) => disposition,
+            Look::Segment(mut looked) => {
+                inner.look_up(&mut looked, map, &mut held);
+                inner.deliver(now, looked, true, map, &mut held)
+            }
+        };
         inner.end_batch(now, map, &mut held);
         disposition
     }
@@ -170,11 +183,26 @@ impl Stack {
         let Self { map, inner } = self;
         let mut held = None;
         let mut accepted = 0;
+        let mut looked = core::mem::take(&mut inner.looked);
         for packet in batch.drain(..) {
-            if !matches!(inner.ingress(now, packet, map, &mut held), Disposition::Dropped(_)) {
+            match inner.look(now, packet, map) {
+                Look::Segment(segment) => looked.push(segment),
+                Look::Done(Disposition::Dropped(_)) => {}
+                Look::Done(_) => accepted += 1,
+            }
+        }
+        for segment in &mut looked {
+            inner.look_up(segment, map, &mut held);
+        }
+        inner.warm(&looked);
+        let changes = inner.changes;
+        for segment in looked.drain(..) {
+            let fresh = inner.changes == changes;
+            if !matches!(inner.deliver(now, segment, fresh, map, &mut held), Disposition::Dropped(_)) {
                 accepted += 1;
             }
         }
+        inner.looked = looked;
         inner.end_batch(now, map, &mut held);
         accepted
     }

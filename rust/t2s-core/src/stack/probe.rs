@@ -44,7 +44,22 @@ impl Probe {
         }
     }
 
-    /// The packet is done.
+    /// The packet of an earlier `begin` goes on, if that one was timed.
+    #[inline]
+    pub(super) fn resume(&mut self, sampled: bool) {
+        if sampled {
+            self.on = true;
+            self.last = (self.clock)();
+        }
+    }
+
+    /// Whether the present packet is timed.
+    #[inline]
+    pub(super) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// The packet is done, for now.
     #[inline]
     pub(super) fn end(&mut self) {
         self.on = false;

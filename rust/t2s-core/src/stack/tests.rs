@@ -579,3 +579,31 @@ proptest! {
         bench.shut_down();
     }
 }
+
+#[test]
+fn a_batch_is_the_same_as_its_packets_one_by_one() {
+    // Two connections on the same ports within one batch: the lookups of the second find the first one's remains.
+    for whole in [false, true] {
+        let mut bench = Bench::new(|_| {});
+        let (flow, mut peer) = bench.open(CLIENT, SERVER);
+        let packets = [peer.send(b"one"), peer.segment(Flags::RST.with(Flags::ACK), b""), {
+            peer.seq = SeqNumber(900_000);
+            peer.syn()
+        }];
+        let mut batch: Vec<Packet> = packets.iter().map(|packet| Packet::plain(bench.buf(packet))).collect();
+        if whole {
+            assert_eq!(bench.stack.handle_batch(bench.now, &mut batch), 3);
+        } else {
+            for packet in batch {
+                assert_eq!(bench.stack.handle_packet(bench.now, packet), Disposition::Accepted);
+            }
+        }
+        let requests = bench.requests();
+        let closed = requests.iter().position(|r| matches!(r, Request::Closed(id, _) if *id == flow)).unwrap();
+        let opened =
+            requests.iter().position(|r| matches!(r, Request::Connect { flow: id, .. } if *id != flow)).unwrap();
+        assert!(closed < opened, "{requests:?}");
+        assert_eq!(bench.stack.stats().flows, 1);
+        bench.shut_down();
+    }
+}
