@@ -548,7 +548,11 @@ impl Server {
                 let last = segment.payload_offset + segment.payload_len == tcb.send_len();
                 // Holes of a scoreboard end where they end.
                 let hole = self.stats.retransmits > 0;
-                assert!(last || hole || segment.payload_len % size == 0, "seed {}: ragged super-segment", plan.seed);
+                assert!(
+                    last || hole || segment.payload_len.is_multiple_of(size),
+                    "seed {}: ragged super-segment",
+                    plan.seed
+                );
             }
         }
     }
@@ -704,8 +708,8 @@ fn run(plan: &Plan) {
     if plan.timestamps {
         socket.set_tsval_generator(Some(|| CLIENT_CLOCK.get()));
     }
-    socket.set_nagle_enabled(plan.seed % 2 == 0);
-    socket.set_ack_delay((plan.seed % 3 != 0).then(|| Duration::from_millis(10)));
+    socket.set_nagle_enabled(plan.seed.is_multiple_of(2));
+    socket.set_ack_delay((!plan.seed.is_multiple_of(3)).then(|| Duration::from_millis(10)));
     let server_address: IpAddress = local.into();
     socket.connect(iface.context(), IpEndpoint::new(server_address, 80), 49_152).expect("a fresh socket connects");
     let mut sockets = SocketSet::new(Vec::new());
@@ -784,9 +788,13 @@ fn run(plan: &Plan) {
         let reader = if readable { client.next_read.max(now + MICROS) } else { u64::MAX };
         let network_next = network.packets.first_key_value().map_or(u64::MAX, |(key, _)| key.0);
         let next = client_next.min(reader).min(network_next).min(server.next_time(plan));
-        if next == u64::MAX {
-            panic!("seed {}: nothing to wait for: {plan:?}\n{:?} {:?}", plan.seed, server.stats, server.counts);
-        }
+        assert!(
+            next != u64::MAX,
+            "seed {}: nothing to wait for: {plan:?}\n{:?} {:?}",
+            plan.seed,
+            server.stats,
+            server.counts
+        );
         now = next.max(now + 1);
     }
     let reason = server.closed.expect("the loop ends so");
@@ -804,7 +812,7 @@ fn run(plan: &Plan) {
             "{context}"
         ),
         Ending::ClientVanishes => {
-            assert!(matches!(reason, CloseReason::KeepaliveTimeout | CloseReason::RetransmitTimeout), "{context}")
+            assert!(matches!(reason, CloseReason::KeepaliveTimeout | CloseReason::RetransmitTimeout), "{context}");
         }
         Ending::UpstreamAborts => assert_eq!(reason, CloseReason::Aborted, "{context}"),
         Ending::Refused => assert_eq!(reason, CloseReason::Refused, "{context}"),

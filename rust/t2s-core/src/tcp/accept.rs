@@ -115,6 +115,8 @@ impl Tcb {
             local_mss,
             out_of_order: None,
             scoreboard: None,
+            #[cfg(test)]
+            forced_slow: false,
         };
         if ctx.config.accept == AcceptMode::Early {
             tcb.answer_syn();
@@ -272,7 +274,7 @@ pub(super) fn recv_limit(config: &TcpConfig, scaling: bool) -> u32 {
 
 /// The least shift with which `window` fits into 16 bits (RFC 7323, section 2.3).
 fn scale_for(window: u32) -> u8 {
-    (0..WINDOW_SCALE_MAX).find(|shift| window >> shift <= u32::from(u16::MAX)).unwrap_or(WINDOW_SCALE_MAX)
+    (0..WINDOW_SCALE_MAX).find(|shift| u16::try_from(window >> shift).is_ok()).unwrap_or(WINDOW_SCALE_MAX)
 }
 
 /// Coarse time, units of 2^30 ns (1.07 s), for what is measured in seconds or days.

@@ -9,7 +9,8 @@
 //! | `accept` | SYN to established: deferred SYN-ACK, options, refusal |
 //! | `segment` | the order of checks of RFC 9293, section 3.10.7, and the fast path in front of it |
 //! | `receive` | sequencing, reassembly, window, when an acknowledgement is due |
-//! | `send` | send queue, acknowledgements, what goes out next |
+//! | `send` | send queue, what goes out next |
+//! | `acknowledge` | what the client's acknowledgements free, and what they say about loss |
 //! | `sack` | scoreboard of the peer's SACK blocks (RFC 2018, 6675) |
 //! | `congestion` | `NewReno` and CUBIC windows |
 //! | `rtt` | round-trip estimation and RTO (RFC 6298) |
@@ -30,6 +31,7 @@
 //! - D-SACK (RFC 2883) is understood as a duplicate and nothing more.
 
 mod accept;
+mod acknowledge;
 mod congestion;
 mod queue;
 mod receive;
@@ -461,6 +463,9 @@ pub struct Tcb {
     local_mss: u16,
     out_of_order: Option<Box<StreamReassembler>>,
     scoreboard: Option<Box<Scoreboard>>,
+    /// Tests hold the general path against the fast one.
+    #[cfg(test)]
+    forced_slow: bool,
 }
 
 /// What a flow owes the client besides data, in order of urgency.

@@ -47,8 +47,12 @@ impl Tcb {
         } else {
             match self.state {
                 State::SynPending => TimerKind::Connect,
-                State::SynReceived | State::Established | State::CloseWait => TimerKind::Keepalive,
-                State::FinWait1 | State::Closing | State::LastAck => TimerKind::Keepalive,
+                State::SynReceived
+                | State::Established
+                | State::CloseWait
+                | State::FinWait1
+                | State::Closing
+                | State::LastAck => TimerKind::Keepalive,
                 State::FinWait2 => TimerKind::FinWait2,
                 State::TimeWait | State::Closed => TimerKind::TimeWait,
             }
