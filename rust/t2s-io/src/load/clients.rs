@@ -6,6 +6,7 @@ use super::address::{Ends, MAX_SLOTS};
 use super::client::{Event, Flow, Shape, State};
 use super::link::Link;
 use super::packets::{Reply, Upper};
+use super::placement::Placement;
 use super::rng::Rng;
 
 /// Lowest client port (RFC 4814, section 4.2: 1024 to 65535, pseudorandom).
@@ -13,9 +14,6 @@ const FIRST_PORT: u16 = 1024;
 
 /// Flows whose timers are looked at in one turn; a turn takes about a microsecond, so 50,000 flows pass in 50 ms.
 const SWEEP: usize = 16;
-
-/// Says whether a client endpoint belongs to this generator's worker (by the flow map's shards).
-pub type Placement = Arc<dyn Fn(&Ends) -> bool + Send + Sync>;
 
 /// All client ports in a pseudorandom order (RFC 4814), shared by everything that draws ports.
 pub fn shuffled_ports(rng: &mut Rng) -> Arc<[u16]> {
@@ -112,7 +110,7 @@ impl Clients {
             let (slot, client_port) = self.cursors[usize::from(v6)].draw();
             let Shape { worker, component, target_port, .. } = self.shape;
             let ends = Ends { v6, worker, component, slot, client_port, target_port };
-            if *self.entry(v6, slot, client_port) == NOBODY && (self.placement)(&ends) {
+            if *self.entry(v6, slot, client_port) == NOBODY && self.placement.owns_tcp(ends) {
                 return Some((slot, client_port));
             }
         }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::churn::Churn;
 use super::client::Shape;
-use super::clients::{Clients, Placement};
+use super::clients::Clients;
 use super::datagrams::{Datagrams, Queries};
 use super::hostile::{Flood, Malformed};
 use super::link::Link;
 use super::packets::{Pattern, PayloadSums, Reply};
+use super::placement::Placement;
 use super::rng::Rng;
 use super::spec::{self, PhaseSpec};
 use super::stream::Stream;
@@ -82,7 +83,7 @@ impl Component {
         };
         let clients = |count: u32, segment, v6_share, spare| {
             let count = part(count, worker, spec.workers);
-            Clients::new(shape(segment), count, v6_share, spare, ports, Arc::clone(placement), rng(1))
+            Clients::new(shape(segment), count, v6_share, spare, ports, placement.clone(), rng(1))
         };
         match &spec.components[index] {
             spec::Component::TcpStream(c) => {
@@ -99,7 +100,7 @@ impl Component {
             }
             spec::Component::Dns(c) => Self::Queries(Queries::new(c, worker_id, component, ports, placement, rng(2))),
             spec::Component::Malformed(_) => Self::Malformed(Malformed::new(worker_id, component, placement, rng(2))),
-            spec::Component::SynFlood(_) => Self::Flood(Flood::new(worker_id, component, rng(2))),
+            spec::Component::SynFlood(_) => Self::Flood(Flood::new(worker_id, component, placement, rng(2))),
         }
     }
 

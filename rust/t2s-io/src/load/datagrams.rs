@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::address::Ends;
 use super::client::send_both_fragments;
-use super::clients::{Placement, PortCursor};
+use super::clients::PortCursor;
 use super::component::Slot;
 use super::link::Link;
 use super::packets::{Pattern, PayloadSums, Reply, Upper, cut, fold, ip_header_len, sum_of, write_udp};
+use super::placement::Placement;
 use super::rng::Rng;
 use super::spec::{Dns, Udp};
 
@@ -24,7 +25,7 @@ const DRAWS: u32 = 4_096;
 fn draw(cursor: &mut PortCursor, placement: &Placement, mut ends: Ends) -> Ends {
     for _ in 0..DRAWS {
         (ends.slot, ends.client_port) = cursor.draw();
-        if placement(&ends) {
+        if placement.owns_udp(ends) {
             break;
         }
     }
@@ -154,7 +155,7 @@ impl Queries {
     pub fn new(spec: &Dns, worker: u8, component: u8, ports: &Arc<[u16]>, placement: &Placement, rng: Rng) -> Self {
         let ends = Ends { v6: false, worker, component, slot: 0, client_port: 0, target_port: DNS_PORT };
         let cursor = PortCursor::new(Arc::clone(ports), 1);
-        Self { ends, cursor, placement: Arc::clone(placement), names: spec.names, malformed: spec.malformed, rng }
+        Self { ends, cursor, placement: placement.clone(), names: spec.names, malformed: spec.malformed, rng }
     }
 
     /// Sends a query from the next port.

@@ -6,14 +6,14 @@
 //! back-pressure is the point, and late otherwise. In the capacity phase components take turns by weight as fast as ring
 //! and windows allow.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::client::Event;
-use super::clients::{Placement, shuffled_ports};
+use super::clients::shuffled_ports;
 use super::component::{Component, Slot};
 use super::link::{Counters, FLAG_MARK, FLAG_PARTIAL_CHECKSUM, Link, Mark};
 use super::packets::{Pattern, checksums_hold, parse_reply};
+use super::placement::Placement;
 use super::ring::{Consumer, Producer};
 use super::rng::Rng;
 use super::spec::{Phase, PhaseSpec};
@@ -53,8 +53,10 @@ pub struct Control {
     pub ready: AtomicU32,
     /// When the warm-up begins, nanoseconds of the lab's clock; 0 until all are ready.
     pub epoch: AtomicU64,
-    /// Ask for the end.
+    /// Ask for the end: drain, then report.
     pub stop: AtomicBool,
+    /// A thread has failed: end at once.
+    pub abort: AtomicBool,
 }
 
 /// Where a generator is.
@@ -406,11 +408,6 @@ impl Counters {
             aborted: self.aborted - earlier.aborted,
         }
     }
-}
-
-/// A placement for one worker: everything is its own.
-pub fn everywhere() -> Placement {
-    Arc::new(|_| true)
 }
 
 const _: () = assert!(FLAG_MARK == 1, "marks are told from packets by the lowest bit");

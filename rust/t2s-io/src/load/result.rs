@@ -203,6 +203,8 @@ pub struct PhaseResult {
     pub payload_offered: u64,
     /// Those accepted upstream, those of the drain included.
     pub payload_forwarded: u64,
+    /// Payload bytes taken upstream within the window, whenever they were sent: the goodput of a limited upstream.
+    pub payload_window: u64,
     /// Connections established in the window.
     pub connections_opened: u64,
     /// Connections ended in the window.
@@ -222,7 +224,7 @@ pub struct PhaseResult {
     pub cpu: CpuResult,
     /// Resident memory.
     pub rss: RssResult,
-    /// Stage times; the core's are sampled, `device`, `upstream` and `transmit_loop` come from the loop.
+    /// Stage times; the core's are sampled; `device` and `upstream` are the loop's, over all packets.
     pub stages: BTreeMap<&'static str, StageResult>,
     /// Refusals of the core in the window, its whole drop counters.
     pub drops: BTreeMap<&'static str, u64>,

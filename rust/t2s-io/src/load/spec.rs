@@ -301,9 +301,11 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Whether back-pressure is part of the design: a blocked packet is then not intended rather than late.
+    /// Whether waiting is part of the design: a blocked packet is then not intended rather than late. Besides limits and
+    /// delays these are refusals by ICMP, which the core must rate-limit (RFC 1812, section 4.3.2.8), and by silence.
     pub fn limits_the_sender(&self) -> bool {
-        self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0
+        let silent = matches!(self.mode, UpstreamMode::Unreachable | UpstreamMode::Timeout);
+        silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0
     }
 }
 

@@ -15,7 +15,7 @@ struct Run {
 
 /// Runs a phase in steps of 1 µs of virtual time.
 fn run(spec: &PhaseSpec) -> Run {
-    let mut generator = Generator::new(spec, 0, &everywhere());
+    let mut generator = Generator::new(spec, 0, &Placement::everywhere());
     let (mut tx, mut device_rx) = ring(1 << 18);
     let (mut device_tx, mut rx) = ring(1 << 20);
     let (mut copy_tx, mut copy_rx) = ring(1 << 18);
@@ -105,7 +105,7 @@ fn capacity_sends_without_a_schedule_and_keeps_the_mix() {
 
 #[test]
 fn a_stop_ends_a_run_that_has_not_begun() {
-    let mut generator = Generator::new(&phase(STREAM), 0, &everywhere());
+    let mut generator = Generator::new(&phase(STREAM), 0, &Placement::everywhere());
     let (mut tx, mut device_rx) = ring(1 << 18);
     let (_device_tx, mut rx) = ring(1 << 18);
     let control = Control::default();
