@@ -15,7 +15,9 @@ use t2s_core::checksum::{Kernel, Sum};
 const SIZES: [usize; 6] = [20, 64, 256, 1500, 9000, 65_536];
 
 fn main() {
-    SIZES.iter().for_each(|&size| check(size));
+    for size in SIZES {
+        check(size);
+    }
     let mut criterion = Criterion::default().configure_from_args();
     figures(&mut criterion);
     criterion.final_summary();

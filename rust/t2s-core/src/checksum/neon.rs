@@ -28,6 +28,7 @@ impl Neon {
     }
 
     /// Adds the words of `data`; an odd last byte counts as the first of its word.
+    #[expect(clippy::unused_self, reason = "holding the value is the proof that the CPU can run this")]
     #[inline]
     pub(super) fn sum(self, data: &[u8], initial: Sum) -> Sum {
         let mut total = initial;
@@ -44,6 +45,7 @@ impl Neon {
     }
 
     /// Copies `src` to `dst`, of the same length, and adds it.
+    #[expect(clippy::unused_self, reason = "holding the value is the proof that the CPU can run this")]
     #[inline]
     pub(super) fn copy_and_sum(self, dst: &mut [u8], src: &[u8], initial: Sum) -> Sum {
         assert_eq!(dst.len(), src.len());

@@ -487,44 +487,44 @@ impl TcpRepr {
 
     /// Writes the options in the order that Linux uses: MSS, SACK permitted with timestamps, window scale, SACK.
     #[inline]
-    fn emit_options(&self, mut out: &mut [u8]) {
+    fn emit_options(&self, out: &mut [u8]) {
         let options = &self.options;
+        let mut at = 0;
         let mut len = TCP_HEADER;
         if let Some(mss) = options.mss {
             let [high, low] = mss.to_be_bytes();
-            put(&mut out, [KIND_MSS, 4, high, low]);
+            at = put(out, at, [KIND_MSS, 4, high, low]);
             len += 4;
         }
         if let Some((value, echo)) = options.timestamp {
             let pad = if options.sack_permitted { [KIND_SACK_PERMITTED, 2] } else { [KIND_NOP; 2] };
-            put(&mut out, [pad[0], pad[1], KIND_TIMESTAMP, 10]);
-            put(&mut out, value.to_be_bytes());
-            put(&mut out, echo.to_be_bytes());
+            at = put(out, at, [pad[0], pad[1], KIND_TIMESTAMP, 10]);
+            at = put(out, at, value.to_be_bytes());
+            at = put(out, at, echo.to_be_bytes());
             len += 12;
         } else if options.sack_permitted {
-            put(&mut out, [KIND_NOP, KIND_NOP, KIND_SACK_PERMITTED, 2]);
+            at = put(out, at, [KIND_NOP, KIND_NOP, KIND_SACK_PERMITTED, 2]);
             len += 4;
         }
         if let Some(shift) = options.window_scale {
-            put(&mut out, [KIND_NOP, KIND_WINDOW_SCALE, 3, shift]);
+            at = put(out, at, [KIND_NOP, KIND_WINDOW_SCALE, 3, shift]);
             len += 4;
         }
         let blocks = self.sack_blocks(len);
         if blocks > 0 {
-            put(&mut out, [KIND_NOP, KIND_NOP, KIND_SACK, 2 + 8 * blocks as u8]);
+            at = put(out, at, [KIND_NOP, KIND_NOP, KIND_SACK, 2 + 8 * blocks as u8]);
             for (left, right) in &options.sack.as_slice()[..blocks] {
-                put(&mut out, left.0.to_be_bytes());
-                put(&mut out, right.0.to_be_bytes());
+                at = put(out, at, left.0.to_be_bytes());
+                at = put(out, at, right.0.to_be_bytes());
             }
         }
-        debug_assert!(out.is_empty());
+        debug_assert_eq!(at, out.len());
     }
 }
 
-/// Writes `bytes` and moves on; `header_len` has counted them.
+/// Writes `bytes` at `at`, which `header_len` has counted, and returns where they end.
 #[inline(always)]
-fn put<const N: usize>(out: &mut &mut [u8], bytes: [u8; N]) {
-    let (head, rest) = core::mem::take(out).split_at_mut(N);
-    head.copy_from_slice(&bytes);
-    *out = rest;
+fn put<const N: usize>(out: &mut [u8], at: usize, bytes: [u8; N]) -> usize {
+    out[at..at + N].copy_from_slice(&bytes);
+    at + N
 }

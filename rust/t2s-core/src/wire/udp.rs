@@ -34,7 +34,7 @@ impl Udp {
 
     /// Bytes of the payload.
     #[inline]
-    pub const fn payload_len(&self) -> usize {
+    pub const fn payload_len(self) -> usize {
         self.len as usize - UDP_HEADER
     }
 }
@@ -56,7 +56,7 @@ impl UdpRepr {
     /// # Panics
     /// If `out` is shorter than [`UDP_HEADER`].
     #[inline]
-    pub fn emit(&self, out: &mut [u8]) {
+    pub fn emit(self, out: &mut [u8]) {
         let out = out.first_chunk_mut::<UDP_HEADER>().expect("the caller reserved UDP_HEADER bytes");
         debug_assert!(usize::from(self.payload_len) + UDP_HEADER <= 0xffff);
         out[0..2].copy_from_slice(&self.src_port.to_be_bytes());

@@ -132,7 +132,7 @@ fn udp_lengths_and_ports() {
     let mut good = vec![0; 20];
     UdpRepr { src_port: 5, dst_port: 53, payload_len: 12 }.emit(&mut good);
     assert_eq!(Udp::parse(&good), Ok(Udp { src_port: 5, dst_port: 53, len: 20 }));
-    assert_eq!(Udp::parse(&[&good[..], &[0; 4]].concat()).map(|udp| udp.payload_len()), Ok(12));
+    assert_eq!(Udp::parse(&[&good[..], &[0; 4]].concat()).map(Udp::payload_len), Ok(12));
     for len in 0..good.len() {
         assert_eq!(Udp::parse(&good[..len]), Err(DropReason::UdpMalformed));
     }
