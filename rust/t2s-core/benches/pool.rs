@@ -64,6 +64,35 @@ fn bursts(c: &mut Criterion) {
     group.finish();
 }
 
+/// The best of many short windows: what an operation costs when nothing else runs on the core meanwhile.
+fn best(name: &str, per_window: u32, mut window: impl FnMut()) {
+    let mut best = Duration::MAX;
+    for _ in 0..2_000 {
+        let since = Instant::now();
+        window();
+        best = best.min(since.elapsed());
+    }
+    println!("{name}: {:.2} ns at best", best.as_nanos() as f64 / f64::from(per_window));
+}
+
+fn undisturbed() {
+    for (name, size) in [("magazines", 64), ("depot_lock", 0)] {
+        let pool = pool(size);
+        let mut cache = pool.cache();
+        best(&format!("pool/best/pair/{name}"), 1_000, || (0..1_000).for_each(|_| pair(&mut cache, 1_600)));
+        let mut held = Vec::with_capacity(BURST);
+        best(&format!("pool/best/burst/{name}"), 1_024, || {
+            for _ in 0..1_024 / BURST {
+                held.extend((0..BURST).map(|_| cache.alloc(1_600, 128).expect("below the ceiling")));
+                held.drain(..).for_each(|buf| cache.free(buf));
+            }
+        });
+    }
+    best("pool/best/pair/global_allocator", 1_000, || {
+        (0..1_000).for_each(|_| drop(black_box(Vec::<u8>::with_capacity(black_box(2_048)))));
+    });
+}
+
 /// Two threads at once: each for itself, and one that allocates what the other frees.
 fn threads() {
     const PAIRS: u64 = 4_000_000;
@@ -121,6 +150,7 @@ criterion_group!(benches, pairs, bursts);
 
 fn main() {
     benches();
+    undisturbed();
     threads();
     Criterion::default().configure_from_args().final_summary();
 }

@@ -193,7 +193,7 @@ impl Wheel {
             self.link(index, DUE);
             return;
         }
-        let digit = 63 - (tick ^ self.now).leading_zeros();
+        let digit = (tick ^ self.now).ilog2();
         let level = (digit / BITS) as usize;
         let slot = (tick >> (BITS * level as u32)) as usize & (SLOTS - 1);
         self.occupied[level] |= 1 << slot;
@@ -270,7 +270,9 @@ mod tests {
     #[test]
     fn timers_of_one_tick_fire_in_order() {
         let mut wheel = Wheel::new(Instant::ZERO);
-        (0..10).for_each(|token| drop(wheel.insert(token, Instant::from_millis(30))));
+        for token in 0..10 {
+            wheel.insert(token, Instant::from_millis(30));
+        }
         let mut fired = Vec::new();
         wheel.expire(Instant::from_millis(30), &mut |token| fired.push(token));
         assert_eq!(fired, (0..10).collect::<Vec<_>>());

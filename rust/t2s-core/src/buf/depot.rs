@@ -310,19 +310,15 @@ impl Shared {
         let id = self.lock(class).reserve_id();
         let slab = Slab::map(self, self.config.memory, class, id);
         let mut shelf = self.lock(class);
-        match slab {
-            Some(slab) => {
-                shelf.misses += 1;
-                shelf.add(slab);
-                Ok(shelf)
-            }
-            None => {
-                shelf.vacant.push(id);
-                drop(shelf);
-                self.heap.fetch_sub(bytes, Ordering::Relaxed);
-                Err(self.refuse())
-            }
+        if let Some(slab) = slab {
+            shelf.misses += 1;
+            shelf.add(slab);
+            return Ok(shelf);
         }
+        shelf.vacant.push(id);
+        drop(shelf);
+        self.heap.fetch_sub(bytes, Ordering::Relaxed);
+        Err(self.refuse())
     }
 
     /// Counts `bytes` as heap if they stay below the ceiling.

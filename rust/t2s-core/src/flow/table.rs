@@ -129,15 +129,12 @@ impl<V> Table<V> {
         if self.len() >= self.limit {
             return Err(TableFull);
         }
-        let place = match self.vacant.pop() {
-            Some(place) => {
-                self.flows[place as usize] = flow;
-                place
-            }
-            None => {
-                self.flows.push(flow);
-                self.flows.len() as u32 - 1
-            }
+        let place = if let Some(place) = self.vacant.pop() {
+            self.flows[place as usize] = flow;
+            place
+        } else {
+            self.flows.push(flow);
+            self.flows.len() as u32 - 1
         };
         let mask = self.mask();
         let mut at = bits(hash) as usize & mask;
