@@ -114,13 +114,19 @@ pub fn local_address(fd: impl AsFd) -> io::Result<SocketAddr> {
     address.socket_addr().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
 }
 
-/// Whether a socket has a peer.
-pub fn is_connected(fd: impl AsFd) -> bool {
+/// The address at the other end of a socket; an error while it is not connected.
+pub fn peer_address(fd: impl AsFd) -> io::Result<SocketAddr> {
     let mut address = Address::empty();
     // SAFETY: storage and length are writable and belong together.
-    let answer =
-        unsafe { libc::getpeername(fd.as_fd().as_raw_fd(), (&raw mut address.storage).cast(), &raw mut address.len) };
-    answer == 0
+    check(unsafe {
+        libc::getpeername(fd.as_fd().as_raw_fd(), (&raw mut address.storage).cast(), &raw mut address.len)
+    })?;
+    address.socket_addr().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// Whether a socket has a peer.
+pub fn is_connected(fd: impl AsFd) -> bool {
+    peer_address(fd).is_ok()
 }
 
 /// The pending error of a socket (`SO_ERROR`), which is thereby cleared.

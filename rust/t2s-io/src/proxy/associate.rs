@@ -1,0 +1,224 @@
+//! UDP ASSOCIATE (RFC 1928, section 7): datagrams of one client, with a header each, to anywhere and back.
+
+use std::io;
+use std::io::IoSlice;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use t2s_core::socks5::udp_header::{self, HEADER_MAX};
+use t2s_core::socks5::{Address, Reply, ServerHandshake};
+
+use super::{Ended, Side, say};
+use crate::sys::address::Address as RawAddress;
+use crate::sys::datagram::{self, Incoming, Outgoing};
+use crate::sys::epoll::{Epoll, Event, Interest};
+use crate::sys::socket::{self, SocketOption};
+
+/// Datagrams of one batch.
+const BATCH: usize = 16;
+/// Room for a datagram of any length.
+const ROOM: usize = 65_536;
+/// Batches of one direction in a row before other connections have their turn.
+const READS: usize = 8;
+/// Socket buffers, bytes.
+const SOCKET_BUFFER: i32 = 1 << 20;
+
+/// The association of one client.
+pub(super) struct Association {
+    control: OwnedFd,
+    control_ended: bool,
+    /// Towards the client.
+    relay: OwnedFd,
+    relay_ready: bool,
+    /// Towards targets, IPv4 and IPv6; a family that this host lacks has none.
+    targets: [Option<OwnedFd>; 2],
+    targets_ready: bool,
+    /// Only this host may use the association.
+    host: IpAddr,
+    /// The client's datagram socket, once it has been heard.
+    client: Option<SocketAddr>,
+    /// Batches of rooms, made with the first datagram.
+    rooms: Vec<Vec<u8>>,
+}
+
+impl Association {
+    /// Opens an association and answers the client.
+    pub(super) fn open(control: OwnedFd, mut handshake: Box<ServerHandshake>) -> io::Result<Self> {
+        let local = socket::local_address(&control)?;
+        let host = socket::peer_address(&control)?.ip();
+        let relay = socket::udp(local)?;
+        socket::bind(&relay, SocketAddr::new(local.ip(), 0))?;
+        let target = |any: IpAddr| {
+            let fd = socket::udp(SocketAddr::new(any, 0)).ok()?;
+            socket::bind(&fd, SocketAddr::new(any, 0)).ok()?;
+            Some(fd)
+        };
+        let targets = [target(Ipv4Addr::UNSPECIFIED.into()), target(Ipv6Addr::UNSPECIFIED.into())];
+        for fd in targets.iter().flatten().chain([&relay]) {
+            let _ = socket::set(fd, SocketOption::ReceiveBuffer, SOCKET_BUFFER);
+            let _ = socket::set(fd, SocketOption::SendBuffer, SOCKET_BUFFER);
+        }
+        let bound = socket::local_address(&relay)?;
+        handshake.reply(Reply::Succeeded, &Address::Ip(bound));
+        say(&mut handshake, &control).map_err(|Ended| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(Self {
+            control,
+            control_ended: false,
+            relay,
+            relay_ready: true,
+            targets,
+            targets_ready: false,
+            host,
+            client: None,
+            rooms: Vec::new(),
+        })
+    }
+
+    /// Registers the datagram sockets; the control connection is registered already.
+    pub(super) fn register(&self, epoll: &Epoll, token: impl Fn(Side) -> u64) -> io::Result<()> {
+        epoll.add(&self.relay, Interest::EDGE_IN, token(Side::Relay))?;
+        for fd in self.targets.iter().flatten() {
+            epoll.add(fd, Interest::EDGE_IN, token(Side::Target))?;
+        }
+        Ok(())
+    }
+
+    /// Something happened to one of the sockets.
+    pub(super) fn note(&mut self, side: Side, event: Event) {
+        match side {
+            Side::Client => self.control_ended |= event.ended(),
+            Side::Target => self.targets_ready = true,
+            Side::Relay => self.relay_ready = true,
+        }
+    }
+
+    /// Moves datagrams as far as they go now; true when there is more.
+    pub(super) fn advance(&mut self) -> Result<bool, Ended> {
+        if self.control_ended {
+            let mut byte = [0];
+            // The association lives as long as its connection; what a client sends over it has no meaning.
+            match socket::recv(&self.control, &mut byte) {
+                Ok(len) if len > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.control_ended = false,
+                Ok(_) | Err(_) => return Err(Ended),
+            }
+        }
+        if self.rooms.is_empty() && (self.relay_ready || self.targets_ready) {
+            self.rooms = vec![vec![0; ROOM + HEADER_MAX]; BATCH];
+        }
+        if self.relay_ready {
+            self.relay_ready = self.from_client();
+        }
+        if self.targets_ready {
+            let mut more = false;
+            for index in 0..self.targets.len() {
+                more |= self.from_targets(index);
+            }
+            self.targets_ready = more;
+        }
+        Ok(self.relay_ready || self.targets_ready)
+    }
+
+    /// Sends the client's datagrams to their targets; true when there may be more.
+    fn from_client(&mut self) -> bool {
+        let Self { relay, targets, host, client, rooms, .. } = self;
+        for _ in 0..READS {
+            let mut told = [(0, None); BATCH];
+            let Some(count) = receive(relay, rooms, 0, &mut told) else { return false };
+            let mut slices = [[IoSlice::new(&[])]; BATCH];
+            let mut to = [None; BATCH];
+            for (((slice, to), room), &(len, from)) in
+                slices.iter_mut().zip(&mut to).zip(rooms.iter()).zip(&told[..count])
+            {
+                let Some(from) = from.filter(|from: &SocketAddr| from.ip() == *host) else { continue };
+                let Some((target, header)) = udp_header::parse(&room[..len]) else { continue };
+                *client = Some(from);
+                *slice = [IoSlice::new(&room[header..len])];
+                *to = Some(target);
+            }
+            for (family, socket) in targets.iter().enumerate() {
+                let Some(socket) = socket else { continue };
+                let mut batch = Vec::with_capacity(count);
+                for (slice, to) in slices.iter().zip(to) {
+                    if let Some(to) = to.filter(|to: &SocketAddr| to.is_ipv6() == (family == 1)) {
+                        batch.push(Outgoing { to: Some(RawAddress::from(to)), slices: slice, segment: 0 });
+                    }
+                }
+                send_all(socket, &batch);
+            }
+            if count < BATCH {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Sends what targets answer to the client; true when there may be more.
+    fn from_targets(&mut self, index: usize) -> bool {
+        let Self { relay, targets, client, rooms, .. } = self;
+        let Some(socket) = &targets[index] else { return false };
+        for _ in 0..READS {
+            let mut told = [(0, None); BATCH];
+            let Some(count) = receive(socket, rooms, HEADER_MAX, &mut told) else { return false };
+            let Some(client) = *client else { continue };
+            let mut headers = [[0; HEADER_MAX]; BATCH];
+            for (header, &(_, from)) in headers.iter_mut().zip(&told[..count]) {
+                if let Some(from) = from {
+                    let _ = udp_header::emit(from, header);
+                }
+            }
+            let mut slices = [[IoSlice::new(&[]), IoSlice::new(&[])]; BATCH];
+            for (((slice, header), room), &(len, from)) in slices.iter_mut().zip(&headers).zip(rooms.iter()).zip(&told)
+            {
+                let header_len = from.map_or(0, udp_header::header_len);
+                *slice = [IoSlice::new(&header[..header_len]), IoSlice::new(&room[HEADER_MAX..HEADER_MAX + len])];
+            }
+            let to = RawAddress::from(client);
+            let batch: Vec<_> = slices[..count]
+                .iter()
+                .filter(|slice| !slice[0].is_empty())
+                .map(|slice| Outgoing { to: Some(to), slices: slice, segment: 0 })
+                .collect();
+            send_all(relay, &batch);
+            if count < BATCH {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// One batched read, each datagram `offset` bytes into its room; `None` when there was none.
+fn receive(
+    socket: &OwnedFd,
+    rooms: &mut [Vec<u8>],
+    offset: usize,
+    told: &mut [(usize, Option<SocketAddr>); BATCH],
+) -> Option<usize> {
+    let mut messages: Vec<Incoming<'_>> =
+        rooms.iter_mut().map(|room| Incoming::new(&mut room[offset..offset + ROOM])).collect();
+    let count = loop {
+        match datagram::receive(socket, &mut messages) {
+            Ok(count) => break count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // An ICMP error about an earlier datagram.
+            Err(_) => {}
+        }
+    };
+    for (told, message) in told.iter_mut().zip(&messages[..count]) {
+        let whole = if message.truncated { None } else { message.from.socket_addr() };
+        *told = (message.len, whole);
+    }
+    Some(count)
+}
+
+/// Sends a batch; what does not go is lost, as datagrams are.
+fn send_all(socket: &OwnedFd, mut batch: &[Outgoing<'_>]) {
+    while !batch.is_empty() {
+        match datagram::send(socket, batch) {
+            Ok(sent) => batch = &batch[sent.clamp(1, batch.len())..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => batch = &batch[1..],
+        }
+    }
+}
