@@ -107,12 +107,12 @@ impl Association {
             self.rooms = vec![vec![0; ROOM + HEADER_MAX]; BATCH];
         }
         if self.relay_ready {
-            self.relay_ready = self.from_client();
+            self.relay_ready = self.relay_out();
         }
         if self.targets_ready {
             let mut more = false;
             for index in 0..self.targets.len() {
-                more |= self.from_targets(index);
+                more |= self.relay_back(index);
             }
             self.targets_ready = more;
         }
@@ -120,7 +120,7 @@ impl Association {
     }
 
     /// Sends the client's datagrams to their targets; true when there may be more.
-    fn from_client(&mut self) -> bool {
+    fn relay_out(&mut self) -> bool {
         let Self { relay, targets, host, client, rooms, .. } = self;
         for _ in 0..READS {
             let mut told = [(0, None); BATCH];
@@ -154,7 +154,7 @@ impl Association {
     }
 
     /// Sends what targets answer to the client; true when there may be more.
-    fn from_targets(&mut self, index: usize) -> bool {
+    fn relay_back(&mut self, index: usize) -> bool {
         let Self { relay, targets, client, rooms, .. } = self;
         let Some(socket) = &targets[index] else { return false };
         for _ in 0..READS {

@@ -9,6 +9,7 @@ mod relay;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -154,9 +155,9 @@ impl Drop for Proxy {
 /// What a connection does.
 enum Role {
     /// It says what it wants.
-    Handshake { handshake: Box<ServerHandshake>, client: std::os::fd::OwnedFd },
+    Handshake { handshake: Box<ServerHandshake>, client: OwnedFd },
     /// Its target's name is being resolved.
-    Resolving { handshake: Box<ServerHandshake>, client: std::os::fd::OwnedFd },
+    Resolving { handshake: Box<ServerHandshake>, client: OwnedFd, early: Vec<u8> },
     /// Bytes flow, or the target is being connected.
     Relay(Box<Relay>),
     /// Datagrams flow.
@@ -258,7 +259,7 @@ impl Server {
             if stream.set_nonblocking(true).is_err() {
                 continue;
             }
-            let client: std::os::fd::OwnedFd = stream.into();
+            let client: OwnedFd = stream.into();
             let index = self.free.pop().unwrap_or(self.slots.len());
             self.generation = self.generation.wrapping_add(1) & 0x0fff_ffff;
             let generation = self.generation;
@@ -289,20 +290,16 @@ impl Server {
     fn advance(&mut self, index: usize, generation: u32) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
         let more = match self.slot(index, generation).map(|slot| &mut slot.role) {
-            None => Ok(false),
+            None | Some(Role::Resolving { .. }) => Ok(false),
             Some(Role::Handshake { .. }) => self.shake(index, generation).map(|()| false),
-            Some(Role::Resolving { .. }) => Ok(false),
             Some(Role::Relay(relay)) => relay.advance(&mut scratch),
             Some(Role::Associate(association)) => association.advance(),
         };
         self.scratch = scratch;
-        match more {
-            Ok(more) => more,
-            Err(Ended) => {
-                self.close(index);
-                false
-            }
-        }
+        more.unwrap_or_else(|Ended| {
+            self.close(index);
+            false
+        })
     }
 
     /// Goes on with what a client has to say.
@@ -339,43 +336,37 @@ impl Server {
         let Role::Handshake { handshake, client } = slot.role else { return Ok(()) };
         match (request.command, request.target) {
             (Command::Connect, Address::Ip(target)) => {
-                let relay = Relay::connect(client, handshake, early, vec![target]);
-                self.start_relay(index, generation, relay)
+                self.start_relay(index, generation, Relay::connect(client, handshake, early, vec![target]));
             }
             (Command::Connect, Address::Domain(name, port)) => {
                 self.resolve(index, generation, name.into(), port);
-                // Bytes that a client sends before the answer would have to be kept: they are, by the socket.
-                if !early.is_empty() {
-                    return self.abandon(index);
-                }
-                self.slots[index] = Some(Slot { generation, role: Role::Resolving { handshake, client } });
-                Ok(())
+                self.slots[index] = Some(Slot { generation, role: Role::Resolving { handshake, client, early } });
             }
             (Command::UdpAssociate, _) => {
-                let mut association = match Association::open(client, handshake) {
-                    Ok(association) => association,
+                let opened = Association::open(client, handshake).and_then(|association| {
+                    association.register(&self.epoll, |side| token(index, generation, side))?;
+                    Ok(association)
+                });
+                match opened {
+                    Ok(association) => {
+                        self.slots[index] = Some(Slot { generation, role: Role::Associate(Box::new(association)) });
+                    }
                     Err(error) => {
                         self.logger.say(Level::Warn, format_args!("no association: {error}"));
-                        return self.abandon(index);
+                        self.abandon(index);
                     }
-                };
-                let registered = association.register(&self.epoll, |side| token(index, generation, side));
-                if registered.is_err() || association.advance().is_err() {
-                    return self.abandon(index);
                 }
-                self.slots[index] = Some(Slot { generation, role: Role::Associate(Box::new(association)) });
-                Ok(())
             }
         }
-    }
-
-    /// Gives a slot back whose connection was taken out of it.
-    fn abandon(&mut self, index: usize) -> Result<(), Ended> {
-        self.free.push(index);
         Ok(())
     }
 
-    fn start_relay(&mut self, index: usize, generation: u32, mut relay: Relay) -> Result<(), Ended> {
+    /// Gives a slot back whose connection was taken out of it.
+    fn abandon(&mut self, index: usize) {
+        self.free.push(index);
+    }
+
+    fn start_relay(&mut self, index: usize, generation: u32, mut relay: Relay) {
         if relay.dial(&self.epoll, token(index, generation, Side::Target)).is_err() {
             return self.abandon(index);
         }
@@ -386,7 +377,6 @@ impl Server {
             return self.abandon(index);
         }
         self.slots[index] = Some(Slot { generation, role: Role::Relay(Box::new(relay)) });
-        Ok(())
     }
 
     /// Resolves a name in a thread of its own: the system's resolver waits.
@@ -415,18 +405,18 @@ impl Server {
             if !matches!(self.slot(index, generation), Some(Slot { role: Role::Resolving { .. }, .. })) {
                 continue;
             }
-            let Some(Slot { role: Role::Resolving { mut handshake, client }, .. }) = self.slots[index].take() else {
+            let Some(Slot { role: Role::Resolving { mut handshake, client, early }, .. }) = self.slots[index].take()
+            else {
                 continue;
             };
             let addresses = addresses.unwrap_or_default();
-            let done = if addresses.is_empty() {
+            if addresses.is_empty() {
                 handshake.reply(Reply::HostUnreachable, &Address::Ip(unspecified()));
                 let _ = say(&mut handshake, &client);
-                self.abandon(index)
+                self.abandon(index);
             } else {
-                self.start_relay(index, generation, Relay::connect(client, handshake, Vec::new(), addresses))
-            };
-            debug_assert!(done.is_ok(), "only a connection in its slot is closed by its error");
+                self.start_relay(index, generation, Relay::connect(client, handshake, early, addresses));
+            }
         }
     }
 }
@@ -441,7 +431,7 @@ fn unspecified() -> SocketAddr {
 }
 
 /// Sends what a handshake has to say. It is short: a socket that does not take it is stuck.
-fn say(handshake: &mut ServerHandshake, client: &std::os::fd::OwnedFd) -> Result<(), Ended> {
+fn say(handshake: &mut ServerHandshake, client: &OwnedFd) -> Result<(), Ended> {
     while let Some(bytes) = handshake.poll_transmit() {
         let len = socket::send(client, bytes).map_err(|_| Ended)?;
         handshake.handle_sent(len);
