@@ -82,7 +82,7 @@ def stage_ns(tree: Tree) -> dict[str, float]:
     return {
         name: stage["ns"] / stage["samples"]
         for name, stage in stages.items()
-        if stage.get("samples") and "ns" in stage and name not in WHOLES
+        if stage.get("samples") and stage.get("ns") and name not in WHOLES
     }
 
 

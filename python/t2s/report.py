@@ -371,7 +371,13 @@ def _verdict_details(results: Results) -> str:
 Paired values of the rounds, {RESAMPLES:,} bootstrap resamples with a fixed seed, {CONFIDENCE:.0%} intervals of the \
 median; maxima and counts are facts and have none. {note}
 
-{table(header, rows, left=3)}"""
+{table(header, rows, left=3)}
+{_machine(results)}"""
+
+
+def _machine(results: Results) -> str:
+    told = [f"- {name}: {'; '.join(did)}." for name, did in results.verdicts.machine.items()]
+    return "\nWhat the machine, not the core, did meanwhile:\n" + "\n".join(told) if told else ""
 
 
 def _root_causes(results: Results) -> str:

@@ -22,6 +22,9 @@ Row = dict[str, Any]
 OFFERED_LEAST = 0.99
 """Offered below this share of intended makes a run invalid: the generator, not the core, was too slow."""
 
+KEPT_SECONDS = 10.0
+"""Measured time from which a load phase that was ended early is kept: ten 1 s windows of CPU, as "sustained" asks."""
+
 GENERATOR_MARGIN = 2.0
 """The generator must do this many times what is asked of the core, else a row is labelled `generator_bound`."""
 
@@ -67,12 +70,16 @@ class PhaseResult:
     def invalid(self) -> str | None:
         """Why this phase says nothing about the core; None when it does."""
         told = self.tree.get("invalid")
-        if told:
+        if told and not self._is_kept():
             return str(told)
         intended, offered = self.tree.get("intended") or 0, self.tree.get("offered") or 0
         if self.phase == "load" and intended and offered < OFFERED_LEAST * intended:
             return f"the generator offered {offered / intended:.1%} of what was intended"
         return None
+
+    def _is_kept(self) -> bool:
+        """Whether this is a load phase that the user ended, and long enough to say something."""
+        return bool(self.tree.get("interrupted")) and (self.tree.get("seconds") or 0.0) >= KEPT_SECONDS
 
 
 @dataclass

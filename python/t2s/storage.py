@@ -49,6 +49,7 @@ def document(results: Results) -> dict[str, Any]:
             }
             for verdict in matrix.verdicts
         ],
+        "machine": {name: list(did) for name, did in matrix.machine.items()},
         "status": {name: matrix.status(name).value for name in results.scenarios() if matrix.of(name)},
         "overall": matrix.overall.value,
         "phases": [

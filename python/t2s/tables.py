@@ -92,6 +92,8 @@ def thresholds(results: Results) -> RenderableType:
                     Text(f"{verdict.status.value}  {text}{'; ' + told if told else ''}", style=_COLOURS[verdict.status])
                 )
         status = results.verdicts.status(scenario)
+        if status is not Status.PASS and scenario in results.verdicts.machine:
+            reasons.append(Text(f"{scenario}: {'; '.join(results.verdicts.machine[scenario])}", style="dim"))
         table.add_row(scenario, *cells, Text(status.value, style=f"bold {_COLOURS[status]}"))
     return Group(table, *reasons)
 

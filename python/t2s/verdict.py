@@ -8,6 +8,7 @@ by side. Facts (maxima, counts, live bytes) have no interval: they hold or they 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from t2s.results import Results, over_rounds
 from t2s.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, median_coverage, resampled_medians
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import polars as pl
 
@@ -93,6 +94,8 @@ class Matrix:
     """Scenarios that were to be run but have no load phase."""
     interrupted: bool
     """Whether the run was cut short."""
+    machine: Mapping[str, tuple[str, ...]]
+    """What the machine, not the core, did to each scenario."""
 
     def of(self, scenario: str) -> list[Verdict]:
         """Return the verdicts of a scenario, in the order of the file's thresholds."""
@@ -130,7 +133,8 @@ def evaluate(results: Results) -> Matrix:
         if threshold.applies_to(name)
     ]
     missing = tuple(scenario.name for scenario in results.file.scenario if scenario.name not in measured)
-    return Matrix(tuple(verdicts), missing, results.interrupted)
+    machine = {name: tuple(_machine(results, name)) for name in measured}
+    return Matrix(tuple(verdicts), missing, results.interrupted, {name: did for name, did in machine.items() if did})
 
 
 def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
@@ -139,7 +143,7 @@ def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
     frame, rounds = resampled(results, scenario, fail_if)
     share = _share(frame, fail_if)
     measured, limit, ratio = _sides(results, scenario, fail_if, frame, rounds)
-    reasons = list(_machine(results, scenario))
+    reasons: list[str] = []
     if share is None:
         status = Status.INCONCLUSIVE
         reasons[:0] = _missing(results, scenario, fail_if)
@@ -260,6 +264,8 @@ def _sides(
 
 def _missing(results: Results, scenario: str, needed: Expression) -> list[str]:
     """Name the columns without a value."""
+    if not any(row["valid"] for row in results.rows() if (row["variant"], row["scenario"]) == ("", scenario)):
+        return ["no valid round"]
     reasons = []
     for name in sorted(needed.columns):
         if not results.values(scenario, name):
@@ -281,7 +287,10 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
     facts = row.row(0, named=True)
     if facts["invalid_rounds"]:
         causes = {p.invalid for p in results.phases if p.scenario == scenario and p.phase == "load" and p.invalid}
-        yield f"{facts['invalid_rounds']} rounds left out: {'; '.join(sorted(causes))}"
+        # One example of each kind: the same sentence with other figures says nothing new.
+        kinds = {re.sub(r"[\d.,]+", "#", cause): cause for cause in sorted(causes, reverse=True)}
+        rounds = f"{facts['invalid_rounds']} round{'s' if facts['invalid_rounds'] > 1 else ''}"
+        yield f"{rounds} left out: {'; '.join(kinds.values())}"
     if facts["generator_bound"]:
         yield f"generator_bound in {facts['generator_bound']}"
     if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
