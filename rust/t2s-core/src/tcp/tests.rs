@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::buf::{Buf, Pool, PoolConfig};
+use crate::buf::{Pool, PoolConfig};
 use crate::config::AcceptMode;
 use crate::stats::DropReason;
 use crate::time::{MILLIS, SECONDS};
@@ -454,7 +454,7 @@ fn memory_pressure_closes_windows_but_starves_nobody() {
     assert_eq!(bench.tcb().upstream_room(&bench.config, &bench.memory), 0);
     // What the window promised is taken, and no more is promised.
     let edge = bench.tcb().rcv_adv;
-    bench.receive(Flags::ACK, 0, 0, 1_000, &[1; 20_000]);
+    bench.receive(Flags::ACK, 0, 0, 1_000, &vec![1; 20_000]);
     assert_eq!(bench.tcb().readable_len(), 20_000);
     assert!(!bench.drain(&LIMITS).is_empty());
     assert_eq!(bench.tcb().rcv_adv, edge);
@@ -738,7 +738,7 @@ fn the_end_of_the_sequence_space_is_nothing_special() {
     let mut received = 0_u32;
     let mut sent = 0_u32;
     for _ in 0..200 {
-        bench.receive(Flags::ACK, received, sent, 1_000, &[5; 20_000]);
+        bench.receive(Flags::ACK, received, sent, 1_000, &vec![5; 20_000]);
         received = received.wrapping_add(20_000);
         with!(bench, tcb, ctx => tcb.consume(ctx, 20_000));
         bench.push(9_000);
