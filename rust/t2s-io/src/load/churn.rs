@@ -110,7 +110,10 @@ impl Churn {
                 Step::Again
             }
             State::Open if self.rng.chance(self.spec.reset_share) => {
+                // What was not acknowledged is withdrawn: the core must throw it away (RFC 9293, section 3.10.7.4).
+                let withdrawn = u64::from(flow.unacknowledged());
                 if self.clients.reset(at, link) {
+                    link.counters.payload = link.counters.payload.saturating_sub(withdrawn);
                     Step::Again
                 } else {
                     Step::Full

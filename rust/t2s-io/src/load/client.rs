@@ -180,6 +180,11 @@ impl Flow {
         }
     }
 
+    /// Bytes of payload that were not acknowledged yet.
+    pub fn unacknowledged(&self) -> u32 {
+        self.nxt.wrapping_sub(self.una).saturating_sub(u32::from(self.has(bit::FIN_SENT)))
+    }
+
     /// The addresses and ports.
     #[inline]
     pub fn ends(&self, shape: &Shape) -> Ends {

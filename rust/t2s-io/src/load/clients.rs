@@ -12,6 +12,9 @@ use super::rng::Rng;
 /// Lowest client port (RFC 4814, section 4.2: 1024 to 65535, pseudorandom).
 const FIRST_PORT: u16 = 1024;
 
+/// Smallest segment payload with which a component uses timestamps, bytes.
+const TIMESTAMPS_FROM: u32 = 64;
+
 /// Flows whose timers are looked at in one turn; a turn takes about a microsecond, so 50,000 flows pass in 50 ms.
 const SWEEP: usize = 16;
 
@@ -66,7 +69,8 @@ const NOBODY: u32 = u32::MAX;
 const DRAWS: u32 = 4_096;
 
 impl Clients {
-    /// `count` connections, `v6_share` of them over IPv6, every second one with timestamps.
+    /// `count` connections, `v6_share` of them over IPv6, every second one with timestamps if segments are large enough
+    /// for 12 bytes of option not to be most of a packet.
     pub fn new(
         shape: Shape,
         count: usize,
@@ -76,7 +80,9 @@ impl Clients {
         placement: Placement,
         mut rng: Rng,
     ) -> Self {
-        let flows: Vec<Flow> = (0..count).map(|at| Flow::new(rng.chance(v6_share), at % 2 == 0)).collect();
+        let timestamps = shape.segment >= TIMESTAMPS_FROM;
+        let flow = |at: usize, rng: &mut Rng| Flow::new(rng.chance(v6_share), timestamps && at.is_multiple_of(2));
+        let flows: Vec<Flow> = (0..count).map(|at| flow(at, &mut rng)).collect();
         // Half of the ports may belong to other workers; spare slots keep ports from being used again too soon.
         let slots = count / (ports.len() / 2) + spare_slots;
         Self {

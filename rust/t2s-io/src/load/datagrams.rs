@@ -188,7 +188,8 @@ impl Queries {
     pub fn handle(reply: &Reply<'_>, link: &mut Link<'_>) {
         const RESPONSE: u8 = 0x80;
         let good = match &reply.upper {
-            Upper::Udp(payload) => payload.get(2).is_some_and(|flags| flags & RESPONSE != 0),
+            // A spoiled query that was too short for flags may come back from a device that does not look.
+            Upper::Udp(payload) => payload.get(2).is_none_or(|flags| flags & RESPONSE != 0),
             Upper::Unreachable(_) => true,
             Upper::Tcp(..) => false,
         };

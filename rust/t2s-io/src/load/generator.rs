@@ -396,7 +396,7 @@ impl Counters {
         Self {
             packets: self.packets - earlier.packets,
             reactions: self.reactions - earlier.reactions,
-            payload: self.payload - earlier.payload,
+            payload: self.payload.saturating_sub(earlier.payload),
             window_blocked: self.window_blocked - earlier.window_blocked,
             retransmits: self.retransmits - earlier.retransmits,
             resets_received: self.resets_received - earlier.resets_received,

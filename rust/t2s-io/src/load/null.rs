@@ -59,6 +59,7 @@ impl NullDevice {
                 if let Some(out) = replies.reserve(packet.len()) {
                     out.copy_from_slice(packet);
                     turn_around(out, v6);
+                    mark_response(&mut out[if v6 { 40 } else { 20 }..]);
                     replies.commit(packet.len(), 0, 0);
                 }
             }
@@ -87,6 +88,16 @@ fn turn_around(out: &mut [u8], v6: bool) {
     if let [a, b, c, d, ..] = &mut out[ip..] {
         std::mem::swap(a, c);
         std::mem::swap(b, d);
+    }
+}
+
+/// Makes a DNS query a response, as its client expects (RFC 1035, section 4.1.1: the QR bit).
+fn mark_response(udp: &mut [u8]) {
+    const FLAGS: usize = 8 + 2;
+    let (Some(old), Some(check)) = (get_u16(udp, FLAGS), get_u16(udp, 6)) else { return };
+    if get_u16(udp, 0) == Some(super::datagrams::DNS_PORT) {
+        put_u16(udp, FLAGS, old | 0x8000);
+        put_u16(udp, 6, patched(check, old, old | 0x8000));
     }
 }
 

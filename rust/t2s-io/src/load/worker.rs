@@ -204,6 +204,7 @@ impl Worker {
             self.record(&stamps);
         }
         self.dues.clear();
+        self.turns.between(stamps[4]);
         if let Some(mark) = mark {
             self.pass(mark, stamps[4]);
         }
