@@ -53,11 +53,14 @@ impl Buffers {
     }
 }
 
+/// A contestant's loop: buffers and how many times; gives the checksum.
+type Loop = Box<dyn Fn(&mut Buffers, u64) -> u16>;
+
 /// A contestant: a name, and a loop that does it so many times and gives the checksum (0 for `memcpy`). The loop is
 /// inside, so that the call through a pointer is not measured.
-type Contestant = (String, Box<dyn Fn(&mut Buffers, u64) -> u16>);
+type Contestant = (String, Loop);
 
-fn repeat(once: impl Fn(&mut Buffers) -> u16 + 'static) -> Box<dyn Fn(&mut Buffers, u64) -> u16> {
+fn repeat(once: impl Fn(&mut Buffers) -> u16 + 'static) -> Loop {
     Box::new(move |buffers, times| (0..times).fold(0, |_, _| black_box(once(buffers))))
 }
 
