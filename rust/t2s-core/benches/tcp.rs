@@ -56,6 +56,14 @@ impl Worker {
         })
     }
 
+    /// A buffer with `len` bytes of payload behind headroom, as a device or socket would have filled it.
+    fn filled(&mut self, len: usize) -> Buf {
+        let mut buf = self.cache.alloc(128 + len, 128).expect("room");
+        buf.grow(len);
+        assert_eq!(buf.len(), len);
+        buf
+    }
+
     fn flow(&mut self) -> Flow {
         let options = Options {
             mss: Some(1_460),
@@ -108,7 +116,7 @@ impl Flow {
 
     /// A data segment from the client; the upstream takes it at once.
     fn upload(&mut self, worker: &mut Worker, len: usize) {
-        let buf = worker.cache.alloc(len, 0).expect("room");
+        let buf = worker.filled(len);
         self.receive(worker, buf);
         worker.with(|ctx| self.tcb.consume(ctx, len));
         black_box(worker.with(|ctx| self.tcb.poll_segment(ctx, &LIMITS)));
@@ -117,7 +125,7 @@ impl Flow {
 
     /// Data of the upstream goes out, and its acknowledgement comes back.
     fn download(&mut self, worker: &mut Worker, len: usize) {
-        let buf = worker.cache.alloc(len, 0).expect("room");
+        let buf = worker.filled(len);
         worker.with(|ctx| self.tcb.push(ctx, buf));
         while let Some(segment) = worker.with(|ctx| self.tcb.poll_segment(ctx, &LIMITS)) {
             self.ack += segment.payload_len as u32;
