@@ -96,6 +96,7 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "latency": distribution(3_000 * noise()),
         "service": distribution(SERVICE_NS * noise()),
         "upstream_wait": None,
+        "bytes_offered": offered * 140,
         "payload_offered": offered * 100,
         "payload_forwarded": offered * 100,
         "payload_window": offered * 100,

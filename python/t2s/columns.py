@@ -157,7 +157,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
         "Mbit/s",
         Over.MEDIAN,
         "bits of whole IP packets offered",
-        ratio("wire_bytes_offered", "seconds", 8 / BITS_PER_MBIT),
+        ratio("bytes_offered", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "goodput_mbit_per_s",

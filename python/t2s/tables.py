@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t2s.numbers import UNKNOWN, count, share, short, size
-from t2s.verdict import Status, rounds_note
+from t2s.verdict import NO_ROUND, Status, rounds_note
 
 if TYPE_CHECKING:
     from t2s.results import Results
@@ -85,17 +85,29 @@ def thresholds(results: Results) -> RenderableType:
                 cells.append(Text("N/A", style="dim"))
                 continue
             cells.append(Text(verdict.cell, style=_COLOURS[verdict.status]))
-            if verdict.status is not Status.PASS:
-                text = f"{scenario}, {threshold.title}: {short(verdict.measured, 5)} against {short(verdict.limit, 5)}"
-                told = "; ".join(verdict.reasons)
-                reasons.append(
-                    Text(f"{verdict.status.value}  {text}{'; ' + told if told else ''}", style=_COLOURS[verdict.status])
-                )
         status = results.verdicts.status(scenario)
-        if status is not Status.PASS and scenario in results.verdicts.machine:
-            reasons.append(Text(f"{scenario}: {'; '.join(results.verdicts.machine[scenario])}", style="dim"))
+        reasons += _reasons(results, scenario)
         table.add_row(scenario, *cells, Text(status.value, style=f"bold {_COLOURS[status]}"))
     return Group(table, *reasons)
+
+
+def _reasons(results: Results, scenario: str) -> list[Text]:
+    """Return a line for each threshold that did not pass, and one for what the machine did meanwhile."""
+    told = [verdict for verdict in results.verdicts.of(scenario) if verdict.status is not Status.PASS]
+    if not told:
+        return []
+    if len(told) > 1 and all(verdict.reasons == (NO_ROUND,) for verdict in told):
+        lines = [Text(f"{Status.INCONCLUSIVE.value}  {scenario}: {NO_ROUND}", style=_COLOURS[Status.INCONCLUSIVE])]
+    else:
+        lines = []
+        for verdict in told:
+            values = f"{short(verdict.measured, 5)} against {short(verdict.limit, 5)}"
+            sentence = "; ".join([f"{scenario}, {verdict.threshold.title}: {values}", *verdict.reasons])
+            lines.append(Text(f"{verdict.status.value}  {sentence}", style=_COLOURS[verdict.status]))
+    machine = results.verdicts.machine.get(scenario)
+    if machine:
+        lines.append(Text(f"{scenario}: {'; '.join(machine)}", style="dim"))
+    return lines
 
 
 def outcome(results: Results) -> RenderableType:

@@ -33,6 +33,9 @@ OWN_INTERVALS = {
 }
 """Columns that come with an interval of their own, from within each run."""
 
+NO_ROUND = "no valid round"
+"""The reason where every round was invalid."""
+
 STEAL_MS = 1.0
 """Time taken by the hypervisor in one phase from which it is named, milliseconds."""
 
@@ -265,7 +268,7 @@ def _sides(
 def _missing(results: Results, scenario: str, needed: Expression) -> list[str]:
     """Name the columns without a value."""
     if not any(row["valid"] for row in results.rows() if (row["variant"], row["scenario"]) == ("", scenario)):
-        return ["no valid round"]
+        return [NO_ROUND]
     reasons = []
     for name in sorted(needed.columns):
         if not results.values(scenario, name):

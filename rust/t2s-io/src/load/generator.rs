@@ -402,6 +402,7 @@ impl Counters {
             resets_received: self.resets_received - earlier.resets_received,
             received: self.received - earlier.received,
             corrupt: self.corrupt - earlier.corrupt,
+            bytes: self.bytes - earlier.bytes,
             opened: self.opened - earlier.opened,
             closed: self.closed - earlier.closed,
             refused: self.refused - earlier.refused,

@@ -236,6 +236,7 @@ impl Flood {
         }
         let sent = link.ring.push(&packet, link.due_ns, 0);
         link.counters.packets += u64::from(sent);
+        link.counters.bytes += if sent { packet.len() as u64 } else { 0 };
         Slot::one(sent)
     }
 

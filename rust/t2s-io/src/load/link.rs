@@ -43,6 +43,8 @@ impl Mark {
 pub struct Counters {
     /// Packets sent.
     pub packets: u64,
+    /// Bytes of them, IP headers included.
+    pub bytes: u64,
     /// Packets among them that no schedule asked for: acknowledgements and retransmissions.
     pub reactions: u64,
     /// Payload bytes of valid packets, each byte once.
@@ -96,6 +98,7 @@ impl Link<'_> {
         let written = write(room);
         self.ring.commit(written, self.due_ns, u32::from(gso_size) << FLAG_GSO_SHIFT);
         self.counters.packets += 1;
+        self.counters.bytes += written as u64;
         true
     }
 }
