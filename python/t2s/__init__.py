@@ -21,6 +21,8 @@ from t2s._core import (
     MemoryPool,
     PacketError,
     PoolExhausted,
+    Replay,
+    ReplayFlow,
     Request,
     Stack,
     StreamReassembler,
@@ -30,6 +32,7 @@ from t2s._core import (
     checksum,
     checksum_kernels,
     fragment,
+    replay,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ __all__ = [
     "MemoryPool",
     "PacketError",
     "PoolExhausted",
+    "Replay",
+    "ReplayFlow",
     "Request",
     "Results",
     "Scenario",
@@ -64,6 +69,7 @@ __all__ = [
     "checksum_kernels",
     "fragment",
     "load_scenarios",
+    "replay",
     "run_scenarios",
 ]
 

@@ -62,7 +62,20 @@ impl IntoPyErr for CoreLabError {
         let text = self.to_string();
         match self {
             Self::Spec(_) => ConfigError::new_err(text),
+            Self::Capture(_) => DecodeError::new_err(text),
             Self::AlreadyStarted | Self::NotDone | Self::Thread(_) | Self::Panicked(_) => LabError::new_err(text),
+        }
+    }
+}
+
+impl IntoPyErr for t2s_io::replay::CaptureError {
+    fn into_py_err(self) -> PyErr {
+        match self {
+            // A path that does not exist is Python's own kind of error.
+            Self::Io(error) if error.kind() != std::io::ErrorKind::UnexpectedEof => error.into(),
+            Self::Io(_) | Self::Format(_) | Self::LinkType(_) | Self::TooLarge => {
+                DecodeError::new_err(self.to_string())
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod fragment;
 mod histogram;
 mod lab;
 mod pool;
+mod replay;
 mod request;
 mod stack;
 mod stream;
@@ -41,6 +42,8 @@ mod _core {
     use crate::lab::Lab;
     #[pymodule_export]
     use crate::pool::{Buffer, MemoryPool};
+    #[pymodule_export]
+    use crate::replay::{Replay, ReplayFlow, replay};
     #[pymodule_export]
     use crate::request::Request;
     #[pymodule_export]

@@ -433,7 +433,7 @@ macro_rules! put {
     ($dict:ident, $from:ident: $($field:ident),+ $(,)?) => { $($dict.set_item(stringify!($field), $from.$field)?;)+ };
 }
 
-fn stats_dict<'py>(py: Python<'py>, stats: &StackStats) -> PyResult<Bound<'py, PyDict>> {
+pub(crate) fn stats_dict<'py>(py: Python<'py>, stats: &StackStats) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     put!(dict, stats: packets_in, bytes_in, packets_out, bytes_out, flows, flows_peak, pending, flows_opened,
         flows_refused, flows_evicted, sessions, sessions_opened, sessions_evicted, datagrams_up, datagrams_down,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use t2s_core::buf::{Pool, PoolConfig};
 use t2s_core::checksum::Kernel;
-use t2s_core::config::{AcceptMode, Config, Congestion, Offload, ReassemblyMode, Secrets};
+use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, Offload, ReassemblyMode, Secrets};
 use t2s_core::flow::{FlowMap, FlowMapConfig};
 
 use super::clock::now_ns;
@@ -20,12 +20,13 @@ use super::generator::{Control, Generator, Window};
 use super::link::Mark;
 use super::null::NullDevice;
 use super::placement::Placement;
-use super::result::Progress;
+use super::result::{PhaseResult, Progress};
 use super::ring::{Consumer, Producer, ring};
 use super::sampler::{Gauge, Sampler};
-use super::spec::{Accept, CongestionName, Phase, PhaseSpec, Reassembly, SpecError, UpstreamMode};
+use super::spec::{Accept, CongestionName, Phase, PhaseSpec, Reassembly, Settings, SpecError, UpstreamMode};
 use super::summary::{GeneratorReport, Parts, summarize};
 use super::worker::{Report, Worker};
+use crate::replay::{CaptureError, CaptureSpec, run_capture};
 use crate::sys::clock::thread_cpu_nanos;
 use crate::sys::memory::MAPPED;
 use crate::sys::sched;
@@ -66,6 +67,9 @@ pub enum LabError {
     /// A thread could not be made.
     #[error("a thread of the lab did not start: {0}")]
     Thread(#[from] std::io::Error),
+    /// The capture cannot be read.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
     /// A thread ended by a panic.
     #[error("the {0} thread of the lab panicked")]
     Panicked(String),
@@ -79,8 +83,42 @@ pub struct Lab {
     last_look: Mutex<(u64, u64)>,
 }
 
+/// What a phase runs on.
+enum Job {
+    /// Generated load.
+    Memory(Arc<PhaseSpec>),
+    /// A capture.
+    Capture(CaptureSpec),
+}
+
+impl Job {
+    /// The key `driver` tells the two apart; generated load may leave it out.
+    fn from_json(text: &str) -> Result<Self, SpecError> {
+        let driver = serde_json::from_str::<serde_json::Value>(text)?.get("driver").cloned();
+        match driver {
+            None => PhaseSpec::from_json(text).map(|spec| Self::Memory(Arc::new(spec))),
+            Some(_) => CaptureSpec::from_json(text).map(Self::Capture),
+        }
+    }
+
+    fn workers(&self) -> u32 {
+        match self {
+            Self::Memory(spec) => spec.workers,
+            Self::Capture(_) => 1,
+        }
+    }
+
+    /// Warm-up and measured time, seconds.
+    fn seconds(&self) -> f64 {
+        match self {
+            Self::Memory(spec) => spec.warmup_seconds + spec.seconds,
+            Self::Capture(spec) => spec.warmup_seconds + spec.seconds,
+        }
+    }
+}
+
 struct Shared {
-    spec: PhaseSpec,
+    job: Job,
     signals: Control,
     workers: Box<[Gauge]>,
     generators: Box<[Gauge]>,
@@ -98,12 +136,12 @@ impl Shared {
 impl Lab {
     /// Checks the spec (JSON) and prepares; nothing runs yet.
     pub fn new(spec_json: &str) -> Result<Self, LabError> {
-        let spec = PhaseSpec::from_json(spec_json)?;
-        let gauges = || (0..spec.workers).map(|_| Gauge::default()).collect();
+        let job = Job::from_json(spec_json)?;
+        let gauges = || (0..job.workers()).map(|_| Gauge::default()).collect();
         let shared = Shared {
             workers: gauges(),
             generators: gauges(),
-            spec,
+            job,
             signals: Control::default(),
             started: AtomicBool::new(false),
             outcome: Mutex::new(None),
@@ -130,8 +168,7 @@ impl Lab {
 
     /// Where the phase is. `elapsed` is 0 while flows are set up.
     pub fn progress(&self) -> Progress {
-        let spec = &self.shared.spec;
-        let seconds = spec.warmup_seconds + spec.seconds;
+        let seconds = self.shared.job.seconds();
         let epoch = self.shared.signals.epoch.load(Ordering::Relaxed);
         let now = now_ns();
         let elapsed = if epoch == 0 { 0.0 } else { now.saturating_sub(epoch) as f64 / 1e9 };
@@ -202,8 +239,18 @@ fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<FlowMap<u32>>) {
 
 /// The whole phase, on the control thread.
 fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
-    let spec = &shared.spec;
     now_ns(); // Calibrates the clock before anything depends on it.
+    let mut result = match &shared.job {
+        Job::Memory(spec) => run_memory(shared, spec)?,
+        Job::Capture(spec) => run_capture(spec, &shared.signals, &shared.workers)?,
+    };
+    if shared.signals.stop.load(Ordering::Relaxed) {
+        result.invalid = Some("stopped before its end".to_owned());
+    }
+    Ok(serde_json::to_string(&result).map_err(SpecError::from)?)
+}
+
+fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult, LabError> {
     let (pool, map) = shared_parts(spec);
     let cpus = if spec.pin { sched::allowed_cpus()? } else { Vec::new() };
     let available = thread::available_parallelism().map_or(1, usize::from);
@@ -221,16 +268,16 @@ fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
         };
         let (pool, map) = (pool.clone(), Arc::clone(&map));
         let placement = Placement::among(&map, index, spec.workers as usize);
-        let seat = Seat { shared: Arc::clone(shared), index, cpu: pin(0), patience };
+        let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), patience };
         workers.push(spawn(format!("t2s-worker-{index}"), move || work(&seat, &pool, &map, device, out))?);
-        let seat = Seat { shared: Arc::clone(shared), index, cpu: pin(1), patience };
+        let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), patience };
         generators.push(spawn(format!("t2s-load-{index}"), move || generate(&seat, &placement, tx, rx))?);
         Ok::<(), LabError>(())
     });
     if spawned.is_err() {
         shared.signals.abort.store(true, Ordering::Relaxed);
     }
-    let sampler = watch(shared, &workers, &generators);
+    let sampler = watch(shared, spec, &workers, &generators);
     let reports: Vec<_> = workers.into_iter().map(join).collect();
     let windows: Vec<_> = generators.into_iter().map(join).collect();
     spawned?;
@@ -238,11 +285,7 @@ fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
     let generators = windows.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Buffers that threads had cached are back by now, and live bytes are exact.
     let parts = Parts { spec, sampler: &sampler, workers: &workers, generators: &generators, pool: pool.stats() };
-    let mut result = summarize(&parts, map.len() as u64);
-    if shared.signals.stop.load(Ordering::Relaxed) {
-        result.invalid = Some("stopped before its end".to_owned());
-    }
-    Ok(serde_json::to_string(&result).map_err(SpecError::from)?)
+    Ok(summarize(&parts, map.len() as u64))
 }
 
 type Thread<T> = (String, JoinHandle<T>);
@@ -256,8 +299,7 @@ fn join<T>((name, handle): Thread<T>) -> Result<T, LabError> {
 }
 
 /// Gives the start signal and samples until all threads have ended.
-fn watch<A, B>(shared: &Shared, workers: &[Thread<A>], generators: &[Thread<B>]) -> Sampler {
-    let spec = &shared.spec;
+fn watch<A, B>(shared: &Shared, spec: &PhaseSpec, workers: &[Thread<A>], generators: &[Thread<B>]) -> Sampler {
     let signals = &shared.signals;
     let mut sampler = Sampler::new(u64::MAX, u64::MAX);
     let mut last = now_ns();
@@ -294,6 +336,7 @@ const DONE: u64 = u64::MAX;
 /// A thread's place: what it shares, which CPU it has.
 struct Seat {
     shared: Arc<Shared>,
+    spec: Arc<PhaseSpec>,
     index: usize,
     cpu: Option<usize>,
     patience: u64,
@@ -334,7 +377,7 @@ impl Seat {
 
 /// The body of a worker's thread; `None` for the null device.
 fn work(seat: &Seat, pool: &Pool, map: &Arc<FlowMap<u32>>, device: Consumer, out: Producer) -> Option<Box<Report>> {
-    let spec = &seat.shared.spec;
+    let spec = &seat.spec;
     let gauge = &seat.shared.workers[seat.index];
     let report = if spec.phase == Phase::Null {
         null_device(seat, gauge, device, out);
@@ -372,7 +415,7 @@ fn drive(seat: &Seat, gauge: &Gauge, mut worker: Worker, mut device: Consumer, m
 
 fn null_device(seat: &Seat, gauge: &Gauge, mut device: Consumer, mut out: Producer) {
     let mut idle = seat.sit_down();
-    let echo = seat.shared.spec.components.iter().any(|component| component.upstream().mode == UpstreamMode::Echo);
+    let echo = seat.spec.components.iter().any(|component| component.upstream().mode == UpstreamMode::Echo);
     let mut null = NullDevice::new(echo);
     loop {
         let (worked, mark) = null.turn(&mut device, &mut out);
@@ -393,7 +436,7 @@ fn null_device(seat: &Seat, gauge: &Gauge, mut device: Consumer, mut out: Produc
 fn generate(seat: &Seat, placement: &Placement, mut tx: Producer, mut rx: Consumer) -> GeneratorReport {
     let mut idle = seat.sit_down();
     let gauge = &seat.shared.generators[seat.index];
-    let mut generator = Generator::new(&seat.shared.spec, seat.index as u32, placement);
+    let mut generator = Generator::new(&seat.spec, seat.index as u32, placement);
     let mut cpu_at = [None; 2];
     let mut publish_at = 0;
     while !generator.is_done() && !seat.aborted() {
@@ -424,10 +467,16 @@ fn generate(seat: &Seat, placement: &Placement, mut tx: Producer, mut rx: Consum
 
 /// The core's settings for a phase.
 pub fn config_of(spec: &PhaseSpec) -> Config {
-    let settings = &spec.settings;
+    config_from(&spec.settings, spec.seed)
+}
+
+/// The core's settings.
+pub fn config_from(settings: &Settings, seed: u64) -> Config {
     let offload = Offload { rx_checksum: true, tx_checksum: true, tso: true, uso: true };
     let mut config = Config {
         mtu: settings.mtu,
+        // The lab's datagrams to port 53 are queries, and those that are not are meant to be refused.
+        dns: DnsCheck::Strict,
         offload: if settings.offload { offload } else { Offload::default() },
         reassembly: match settings.reassembly {
             Reassembly::Bounded => ReassemblyMode::Bounded,
@@ -437,7 +486,7 @@ pub fn config_of(spec: &PhaseSpec) -> Config {
         max_udp_sessions: settings.max_udp_sessions,
         buffer_budget: u64::from(settings.buffer_budget_mib) << 20,
         checksum: Kernel::by_name(&settings.checksum).expect("the spec was checked"),
-        secrets: Secrets::fixed(spec.seed),
+        secrets: Secrets::fixed(seed),
         sample_every: settings.sample_every,
         clock: now_ns,
         ..Config::default()

@@ -8,10 +8,12 @@
 //! Promises: same capture, same result at every speed; the stack's time is the capture's. Refuses: see [`CaptureError`].
 
 mod capture;
+mod phase;
 mod player;
 mod script;
 #[cfg(test)]
 mod tests;
 
 pub use capture::{Capture, CaptureError, Captured, MAX_BYTES};
-pub use player::{Observer, Pace, Replay, ReplayDatagram, ReplayFlow, ReplayOptions, Silent, replay};
+pub use phase::{CaptureSpec, Driver, NamedSpeed, Speed, run_capture};
+pub use player::{Left, Observer, Pace, Replay, ReplayDatagram, ReplayFlow, ReplayOptions, Silent, replay};

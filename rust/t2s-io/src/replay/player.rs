@@ -54,8 +54,11 @@ pub struct ReplayOptions {
 
 /// Watches a replay, packet by packet.
 pub trait Observer {
-    /// A client packet is about to enter the stack.
-    fn begin(&mut self);
+    /// The capture begins.
+    fn pass(&mut self) {}
+    /// A client packet is about to enter the stack; `due` is when it should have, nanoseconds after the capture's
+    /// begin, unless the replay is as fast as can be.
+    fn begin(&mut self, due: Option<u64>);
     /// It has had its effect.
     fn end(&mut self, accepted: bool);
     /// Whether to end the replay now.
@@ -69,7 +72,7 @@ pub trait Observer {
 pub struct Silent;
 
 impl Observer for Silent {
-    fn begin(&mut self) {}
+    fn begin(&mut self, _due: Option<u64>) {}
     fn end(&mut self, _accepted: bool) {}
 }
 
@@ -84,6 +87,8 @@ pub struct ReplayFlow {
     pub bytes_up: u64,
     /// The same, if kept.
     pub stream: Vec<u8>,
+    /// Bytes that the client sent in the capture, each counted once.
+    pub bytes_sent: u64,
     /// Bytes that the upstream handed to the core.
     pub bytes_down: u64,
     /// Of the upstream's bytes, those that the capture missed (replayed as zeros).
@@ -130,8 +135,21 @@ pub struct Replay {
     pub other: u64,
     /// Counters of the core before its shutdown.
     pub stats: StackStats,
+    /// What was left after the shutdown: nothing unless the core leaks.
+    pub left: Left,
     /// Bytes of pool buffers alive after the shutdown: 0 unless the core leaks.
     pub bytes_live: u64,
+}
+
+/// What a stack still holds after its shutdown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// TCP flows.
+    pub flows: u64,
+    /// UDP sessions.
+    pub sessions: u64,
+    /// Armed timers.
+    pub timers: u64,
 }
 
 /// Replays a capture.
@@ -139,13 +157,17 @@ pub fn replay(capture: &Capture, options: &ReplayOptions, pool: &Pool, observer:
     let script = Script::new(capture);
     let mut player = Player::new(&script, options, pool);
     let started = Wall::now();
+    observer.pass();
     for (at, step) in &script.steps {
         if observer.stopped() {
             break;
         }
-        if let Pace::Times(factor) = options.pace {
-            let due = started + Duration::from_nanos((*at as f64 / factor) as u64);
-            std::thread::sleep(due.saturating_duration_since(Wall::now()));
+        player.due = match options.pace {
+            Pace::Max => None,
+            Pace::Times(factor) => Some((*at as f64 / factor) as u64),
+        };
+        if let Some(due) = player.due {
+            std::thread::sleep((started + Duration::from_nanos(due)).saturating_duration_since(Wall::now()));
         }
         player.advance(Instant::from_nanos(ORIGIN + at));
         player.step(step, observer);
@@ -180,6 +202,8 @@ struct Live {
 struct Player<'a> {
     script: &'a Script,
     keep: bool,
+    /// When the present step was due.
+    due: Option<u64>,
     stack: Stack,
     now: Instant,
     live: Vec<Live>,
@@ -210,6 +234,7 @@ impl<'a> Player<'a> {
         Self {
             script,
             keep: options.keep,
+            due: None,
             stack: Stack::new(options.config.clone(), pool, Arc::new(map), 0, 1, now),
             now,
             live: script.flows.iter().map(|_| Live::default()).collect(),
@@ -331,7 +356,7 @@ impl<'a> Player<'a> {
         }
         self.packets += 1;
         let Ok(buf) = self.stack.pool().alloc_copy(&packet, 0) else { return };
-        observer.begin();
+        observer.begin(self.due);
         let accepted = !matches!(self.stack.handle_packet(self.now, Packet::plain(buf)), Disposition::Dropped(_));
         self.drive();
         observer.end(accepted);
@@ -500,6 +525,7 @@ impl<'a> Player<'a> {
                 server: script.server,
                 bytes_up: live.bytes_up,
                 stream: core::mem::take(&mut live.stream),
+                bytes_sent: script.sent,
                 bytes_down: live.pushed as u64,
                 missing: script.missing as u64,
                 finished: live.finished,
@@ -508,6 +534,8 @@ impl<'a> Player<'a> {
             .collect();
         self.stack.shutdown(self.now);
         self.drive();
+        let last = self.stack.stats();
+        let left = Left { flows: last.flows, sessions: last.sessions, timers: last.timers };
         let Self { stack, datagrams, packets, accepted, replies, corrupt, synthetic_acks, lowered_acks, .. } = self;
         drop(stack);
         Replay {
@@ -522,6 +550,7 @@ impl<'a> Player<'a> {
             midway: script.midway,
             other: script.other,
             stats,
+            left,
             bytes_live: pool.stats().bytes_live as u64,
         }
     }

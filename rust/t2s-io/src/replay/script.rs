@@ -66,6 +66,9 @@ pub(super) struct ScriptFlow {
     pub(super) bytes: Vec<u8>,
     /// Of these, bytes that the capture missed.
     pub(super) missing: usize,
+    /// Bytes that the client sent, each counted once.
+    pub(super) sent: u64,
+    client_isn: SeqNumber,
     waiting: BTreeMap<usize, Vec<u8>>,
     fin: Option<usize>,
     answered: bool,
@@ -172,6 +175,8 @@ impl Writer {
                     server_isn: None,
                     bytes: Vec::new(),
                     missing: 0,
+                    sent: 0,
+                    client_isn: tcp.seq,
                     waiting: BTreeMap::new(),
                     fin: None,
                     answered: false,
@@ -186,6 +191,12 @@ impl Writer {
             }
         };
         let entry = &mut self.script.flows[flow];
+        let payload = ip.payload_len() - usize::from(tcp.header_len);
+        if payload > 0 {
+            // Relative to what is known, so that streams beyond 4 GiB do not wrap.
+            let ahead = (tcp.seq + payload as u32) - (entry.client_isn + 1 + entry.sent as u32);
+            entry.sent += u64::from(ahead.max(0) as u32);
+        }
         let ack = match entry.server_isn {
             Some(isn) if tcp.flags.ack() => Some((tcp.ack - isn).max(0) as u32),
             _ => None,
