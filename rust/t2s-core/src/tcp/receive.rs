@@ -177,6 +177,11 @@ impl Tcb {
                 ctx.pool.free(buf);
             }
         }
+        // Near the end of the shared budget a flow gives back its newest holes; the client sends them again.
+        while let Some(buf) = held.shed(ctx.stream, ctx.mode, ctx.budget) {
+            ctx.counts.add(DropReason::ReassemblyFull);
+            ctx.pool.free(buf);
+        }
         self.keep_held(ctx, held);
     }
 
