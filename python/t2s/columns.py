@@ -260,6 +260,7 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
         total("pool.lock_wait_ns", "flow_map.lock_wait_ns"),
     ),
     Column("capacity_reassembly_peak_bytes", "bytes", Over.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
+    Column("capacity_bytes_heap_peak", "bytes", Over.MAX, "most memory the pool held", at("pool.bytes_heap_peak")),
     Column("capacity_bytes_live", "bytes", Over.MAX, "buffers not given back", at("pool.bytes_live_after_drain")),
     Column("capacity_loop_on_cpu_max_ns", "ns", Over.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,7 @@ GENERATOR_MARGIN = 2.0
 GROWTH_ROUNDS = 4
 """Rounds from which a heap that rises in each round is no accident: four random values are in order once in 24."""
 
-IDENTITY = ("variant", "scenario", "round", "driver", "workers", "seed", "valid", "invalid")
+IDENTITY = ("variant", "scenario", "round", "driver", "workers", "seed", "valid", "capacity_valid", "invalid")
 """Columns of the rounds' frame before the metrics."""
 
 
@@ -98,7 +98,13 @@ class Results:
         import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
 
         schema: dict[str, Any] = dict.fromkeys(IDENTITY, pl.String)
-        schema |= {"round": pl.Int64, "workers": pl.Int64, "seed": pl.Int64, "valid": pl.Boolean}
+        schema |= {
+            "round": pl.Int64,
+            "workers": pl.Int64,
+            "seed": pl.Int64,
+            "valid": pl.Boolean,
+            "capacity_valid": pl.Boolean,
+        }
         schema |= dict.fromkeys(COLUMNS, pl.Float64)
         return pl.DataFrame(self.rows(), schema=schema, orient="row")
 
@@ -166,6 +172,7 @@ class Results:
                     "workers": spec["workers"],
                     "seed": spec["seed"],
                     "valid": invalid is None,
+                    "capacity_valid": capacity is not None and capacity.invalid is None,
                     "invalid": invalid,
                     **metrics(load.tree if load else None, capacity.tree if capacity else None),
                 }
@@ -175,7 +182,7 @@ class Results:
     def values(self, scenario: str, column: str, variant: str = "") -> dict[int, float]:
         """Return a column's values by round, valid rounds only."""
         found = self._by_scenario.get((variant, scenario), ())
-        return {row["round"]: row[column] for row in found if row["valid"] and row[column] is not None}
+        return {row["round"]: row[column] for row in found if _counts(row, column) and row[column] is not None}
 
     def histogram(self, scenario: str, kind: str, phase: PhaseName = "load", variant: str = "") -> Histogram | None:
         """Return the merged histogram of all valid rounds; None when there is none or no decoder."""
@@ -224,7 +231,7 @@ class Results:
             "invalid_rounds": len(rows) - len(valid),
         }
         for column in COLUMNS.values():
-            values = [r[column.name] for r in valid if r[column.name] is not None]
+            values = [r[column.name] for r in rows if _counts(r, column.name) and r[column.name] is not None]
             row[column.name] = over_rounds(column.over, values)
             if column.merged is not None and values:
                 phase: PhaseName = "capacity" if column.name.startswith("capacity_") else "load"
@@ -234,6 +241,11 @@ class Results:
         row["null_pps"] = float(null[0]["offered"]) / null[0]["seconds"] if null and null[0].get("seconds") else None
         row["generator_bound"] = _generator_bound(row, self.file.named(scenario).rate_pps)
         return row
+
+
+def _counts(row: Row, column: str) -> bool:
+    """Whether the phase that a column was read from is valid in this round."""
+    return bool(row["capacity_valid"] if column.startswith("capacity_") else row["valid"])
 
 
 def over_rounds(over: Over, values: Sequence[float]) -> Value:
@@ -263,19 +275,27 @@ def _generator_bound(row: Row, rate_pps: float | None) -> str | None:
 def _with_heap_growth(rows: Iterable[Row]) -> list[Row]:
     """Fill in `heap_growth_bytes`, which says whether the pool's heap rose from round to round.
 
-    A single round shows it by its misses after warm-up; a few rounds that happen to rise prove nothing (null).
+    Fewer than `GROWTH_ROUNDS` rounds that rise may do so by accident. They show that nothing grew when no allocation
+    missed after warm-up, or when the short capacity phases needed as large a heap as the load phases ever had; else
+    nothing is known (null).
     """
     grouped: dict[tuple[str, str], list[Row]] = {}
     everything = list(rows)
     for row in everything:
-        if row["bytes_heap_peak"] is not None:
-            grouped.setdefault((row["variant"], row["scenario"]), []).append(row)
+        grouped.setdefault((row["variant"], row["scenario"]), []).append(row)
     for group in grouped.values():
-        peaks = [row["bytes_heap_peak"] for row in group]
+        peaks = [row["bytes_heap_peak"] for row in group if row["bytes_heap_peak"] is not None]
+        if not peaks:
+            continue
         growth: float | None = 0.0
-        if all(later > earlier for earlier, later in itertools.pairwise(peaks)):
+        if all(later > earlier for earlier, later in pairwise(peaks)):
             steady = max(row["pool_miss_steady"] or 0 for row in group) == 0
-            growth = peaks[-1] - peaks[0] if len(peaks) >= GROWTH_ROUNDS else 0.0 if steady else None
+            short = max(row["capacity_bytes_heap_peak"] or 0 for row in group)
+            if len(peaks) >= GROWTH_ROUNDS:
+                growth = peaks[-1] - peaks[0]
+            elif not steady and max(peaks) > short:
+                growth = None
         for row in group:
-            row["heap_growth_bytes"] = growth
+            if row["bytes_heap_peak"] is not None:
+                row["heap_growth_bytes"] = growth
     return everything

@@ -156,7 +156,7 @@ def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
         status = Status.PASS
     else:
         status = Status.INCONCLUSIVE
-        reasons.insert(0, f"the rounds disagree: it held in {share:.0%} of the resamples of {rounds} rounds")
+        reasons.insert(0, f"the rounds disagree: it held in {share:.0%} of the resamples of {_rounds(rounds)}")
     if status is Status.INCONCLUSIVE and threshold.pass_if is not None:
         pass_if = expression.parse(threshold.pass_if, COLUMNS)
         settled, _ = resampled(results, scenario, pass_if)
@@ -292,8 +292,7 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
         causes = {p.invalid for p in results.phases if p.scenario == scenario and p.phase == "load" and p.invalid}
         # One example of each kind: the same sentence with other figures says nothing new.
         kinds = {re.sub(r"[\d.,]+", "#", cause): cause for cause in sorted(causes, reverse=True)}
-        rounds = f"{facts['invalid_rounds']} round{'s' if facts['invalid_rounds'] > 1 else ''}"
-        yield f"{rounds} left out: {'; '.join(kinds.values())}"
+        yield f"{_rounds(facts['invalid_rounds'])} left out: {'; '.join(kinds.values())}"
     if facts["generator_bound"]:
         yield f"generator_bound in {facts['generator_bound']}"
     if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
@@ -302,9 +301,13 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
         yield f"the hypervisor took {facts['machine_steal_ms']:.0f} ms"
 
 
+def _rounds(number: int) -> str:
+    return f"{number} round{'' if number == 1 else 's'}"
+
+
 def rounds_note(rounds: int) -> str:
     """Say how much an interval over so few rounds can promise; empty when it is enough."""
     coverage = median_coverage(rounds)
     if coverage >= CONFIDENCE:
         return ""
-    return f"{rounds} rounds: an interval over them holds the true median at most {coverage:.0%} of the time"
+    return f"{_rounds(rounds)}: an interval over them holds the true median at most {coverage:.0%} of the time"
