@@ -199,8 +199,8 @@ pub struct PhaseResult {
     pub service: Distribution,
     /// How long bytes waited in the core because the simulated upstream took none.
     pub upstream_wait: Option<Distribution>,
-    /// Bytes of the packets offered, IP headers included.
-    pub bytes_offered: u64,
+    /// Bytes of the packets offered, IP headers included; none for a capture, whose passes count packets.
+    pub bytes_offered: Option<u64>,
     /// Payload bytes of valid packets sent in the window, each byte once.
     pub payload_offered: u64,
     /// Those accepted upstream, those of the drain included.

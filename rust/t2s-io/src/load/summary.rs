@@ -103,7 +103,7 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         latency: parts.merged(|report| &report.latency).distribution(),
         service: parts.merged(|report| &report.service).distribution(),
         upstream_wait: upstream_wait(parts),
-        bytes_offered: total(|c| c.bytes),
+        bytes_offered: Some(total(|c| c.bytes)),
         payload_offered,
         // What was sent before the window is upstream before it (streams are in order), so the rest is the window's.
         payload_forwarded: accepted_ever.saturating_sub(payload_before).min(payload_offered),

@@ -330,6 +330,7 @@ fn result(
         latency: watch.latency.distribution(),
         service: service.clone(),
         upstream_wait: None,
+        bytes_offered: None,
         payload_offered: sums.payload_sent,
         payload_forwarded: sums.payload_up,
         payload_window: sums.payload_up,
