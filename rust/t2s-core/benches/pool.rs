@@ -29,7 +29,8 @@ fn pairs(c: &mut Criterion) {
         let mut cache = pool.cache();
         group.bench_function(format!("magazines/{len}"), |b| b.iter(|| pair(&mut cache, len)));
         let stats = pool.stats();
-        assert_eq!((stats.bytes_live, stats.pool_miss, stats.lock_wait_ns), (0, 1, 0));
+        assert!(stats.pool_miss <= 1, "misses in warm-up only (none if the filter left this one out)");
+        assert_eq!((stats.bytes_live, stats.lock_wait_ns), (0, 0));
     }
     let locked = pool(0);
     let mut cache = locked.cache();
