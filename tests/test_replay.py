@@ -72,9 +72,7 @@ def test_every_tcp_stream_is_delivered_as_captured(packets: list[Packet], replay
     expected = _streams(packets)
     assert len(expected) > 20
     assert sum(map(len, expected.values())) > 2_000
-    delivered = {
-        ((str(f.client[0]), f.client[1]), (str(f.server[0]), f.server[1])): f.stream for f in replay.flows
-    }
+    delivered = {((str(f.client[0]), f.client[1]), (str(f.server[0]), f.server[1])): f.stream for f in replay.flows}
     assert delivered == expected
 
 

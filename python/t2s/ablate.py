@@ -36,22 +36,28 @@ class Optimization:
     title: str
     off: Settings
     evidence: str
-    """Column that shows what it is for, in the variant without it and in the unchanged core."""
+    """Column of the capacity phase that shows what it is for, with and without it."""
     evidence_title: str
 
 
 OPTIMIZATIONS = (
     Optimization(
-        "flow_shards", "sharded flow map", Settings(flow_shards=1), "flow_lock_wait_ns", "waited for shards, ns"
+        "flow_shards", "sharded flow map", Settings(flow_shards=1), "capacity_lock_wait_ns", "waited for locks, ns"
     ),
     Optimization(
-        "pool_cache", "per-thread freelists", Settings(pool_cache=0), "pool_lock_wait_ns", "waited for the pool, ns"
+        "pool_cache", "per-thread freelists", Settings(pool_cache=0), "capacity_lock_wait_ns", "waited for locks, ns"
     ),
-    Optimization("checksum", "SIMD checksum", Settings(checksum="scalar"), "cpu_ns_per_packet", "CPU ns a packet"),
     Optimization(
-        "reassembly", "bounded reassembly", Settings(reassembly="unbounded"), "reassembly_peak_bytes", "most bytes held"
+        "checksum", "SIMD checksum", Settings(checksum="scalar"), "capacity_cpu_ns_per_packet", "CPU ns a packet"
     ),
-    Optimization("watchdog", "event loop alarm", Settings(watchdog=False), "loop_alarms", "alarms raised"),
+    Optimization(
+        "reassembly",
+        "bounded reassembly",
+        Settings(reassembly="unbounded"),
+        "capacity_reassembly_peak_bytes",
+        "most bytes held",
+    ),
+    Optimization("watchdog", "event loop alarm", Settings(watchdog=False), "capacity_loop_alarms", "alarms raised"),
 )
 """The reference's five, in its order of priority's settings."""
 
@@ -73,9 +79,24 @@ def prepared(file: ScenarioFile, *, quick: bool) -> ScenarioFile:
     return shorter.model_copy(update={"scenario": scenarios, "threshold": ()})
 
 
-def variants() -> list[Variant]:
-    """Return the unchanged core and the five variants."""
-    return [Variant(), *(Variant(f"no_{item.name}", item.off) for item in OPTIMIZATIONS)]
+TWO_WORKERS = "two_workers"
+"""The unchanged core with two workers: one worker has one shard anyway, so shards are compared with this."""
+
+
+def variants(workers: int) -> list[Variant]:
+    """Return the unchanged core and the five variants; shards need two workers to be worth anything."""
+    found = [Variant()]
+    if workers == 1:
+        found.append(Variant(TWO_WORKERS, workers=2))
+    return found + [
+        Variant(f"no_{item.name}", item.off, 2 if workers == 1 and item.name == "flow_shards" else None)
+        for item in OPTIMIZATIONS
+    ]
+
+
+def _base(results: Results, item: Optimization) -> str:
+    """Return the variant that a switched-off one is compared with."""
+    return TWO_WORKERS if item.name == "flow_shards" and results.file.run.workers == 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +139,10 @@ def worth(results: Results) -> list[Worth]:
     return found
 
 
-def _logs(results: Results, scenario: str, variant: str, column: str, *, inverse: bool) -> dict[int, float]:
+def _logs(results: Results, scenario: str, item: Optimization, column: str, *, inverse: bool) -> dict[int, float]:
     """Return log ratios by round: on over off, or the other way round for what should be small."""
-    on, off = results.values(scenario, column), results.values(scenario, column, variant)
+    on = results.values(scenario, column, _base(results, item))
+    off = results.values(scenario, column, f"no_{item.name}")
     sign = -1 if inverse else 1
     return {r: sign * math.log(on[r] / off[r]) for r in on if r in off and on[r] > 0 and off[r] > 0}
 
@@ -129,13 +151,12 @@ _FIGURES = (("capacity_pps", False), ("capacity_cpu_ns_per_packet", True), ("lat
 
 
 def _one(results: Results, item: Optimization, scenario: str) -> Worth:
-    variant = f"no_{item.name}"
     figures = []
     for column, inverse in _FIGURES:
-        logs = list(_logs(results, scenario, variant, column, inverse=inverse).values())
+        logs = list(_logs(results, scenario, item, column, inverse=inverse).values())
         figures.append(median_interval(logs).map(math.exp) if logs else None)
     row = {r["variant"]: r for r in results.summary.to_dicts() if r["scenario"] == scenario}
-    on, off = (row.get(name, {}).get(item.evidence) for name in ("", variant))
+    on, off = (row.get(name, {}).get(item.evidence) for name in (_base(results, item), f"no_{item.name}"))
     return Worth(item, scenario, figures[0], figures[1], figures[2], on, off)
 
 
@@ -143,7 +164,7 @@ def _all(results: Results, item: Optimization, each: Sequence[Worth]) -> Worth:
     """Sum up over scenarios: the geometric mean of a round is one value, and rounds make the interval."""
     figures: list[Interval | None] = []
     for column, inverse in _FIGURES:
-        by_scenario = [_logs(results, name, f"no_{item.name}", column, inverse=inverse) for name in results.scenarios()]
+        by_scenario = [_logs(results, name, item, column, inverse=inverse) for name in results.scenarios()]
         by_scenario = [logs for logs in by_scenario if logs]
         rounds = set.intersection(*(set(logs) for logs in by_scenario)) if by_scenario else set()
         means = [mean(logs[r] for logs in by_scenario) for r in sorted(rounds)]
@@ -182,20 +203,18 @@ def _cells(results: Results) -> list[list[str]]:
         whole, *each = [w for w in everything if w.optimization is item]
         best = max((w for w in each if w.capacity is not None), key=lambda w: w.capacity.point, default=None)  # type: ignore[union-attr]
         ((key, value),) = item.off.model_dump(exclude_unset=True).items()
-        same = item.name == "flow_shards" and results.file.run.workers == 1
+        workers = ", two workers" if _base(results, item) else ""
         rows.append(
             [
                 item.title,
-                f"{key} = {json.dumps(value)}",
+                f"{key} = {json.dumps(value)}{workers}",
                 numbers.ratio(whole.capacity),
                 numbers.ratio(whole.cpu),
                 numbers.ratio(whole.p99),
                 item.evidence_title,
                 numbers.short(whole.evidence_on),
                 numbers.short(whole.evidence_off),
-                "one worker has one shard: an A/A pair"
-                if same
-                else (f"{best.scenario} {numbers.ratio(best.capacity)}" if best is not None else numbers.UNKNOWN),
+                f"{best.scenario} {numbers.ratio(best.capacity)}" if best is not None else numbers.UNKNOWN,
             ]
         )
     return rows

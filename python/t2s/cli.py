@@ -114,6 +114,7 @@ def ablate(
     """Measure what each of the five optimizations is worth, by switching each off in turn."""
     from t2s import ablate as ablation
     from t2s.runner import Runner
+    from t2s.verdict import rounds_note
 
     console = _console()
     scenarios = ablation.prepared(_load(file, change, None), quick=quick)
@@ -121,13 +122,17 @@ def ablate(
         scenarios = scenarios.with_run(load_seconds=seconds, rounds=rounds, workers=workers)
         if only:
             scenarios = scenarios.only(only, keep_baseline=False)
-        results = Runner(scenarios, variants=ablation.variants(), observer=_observer(console)).run()
+        results = Runner(
+            scenarios, variants=ablation.variants(scenarios.run.workers), observer=_observer(console)
+        ).run()
         if out is not None:
             ablation.save(results, out, _command())
     if as_json:
         _print_json({"environment": results.environment, "worth": [w.as_dict() for w in ablation.worth(results)]})
     else:
-        _console(stderr=False).print(ablation.terminal(results))
+        stdout = _console(stderr=False)
+        stdout.print(ablation.terminal(results))
+        stdout.print(rounds_note(scenarios.run.rounds))
     raise typer.Exit(_complete(results))
 
 

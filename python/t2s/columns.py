@@ -262,6 +262,7 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
     Column("capacity_reassembly_peak_bytes", "bytes", Over.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
     Column("capacity_bytes_heap_peak", "bytes", Over.MAX, "most memory the pool held", at("pool.bytes_heap_peak")),
     Column("capacity_bytes_live", "bytes", Over.MAX, "buffers not given back", at("pool.bytes_live_after_drain")),
+    Column("capacity_loop_alarms", "alarms", Over.SUM, "jitter alarms of the watchdog", _alarms),
     Column("capacity_loop_on_cpu_max_ns", "ns", Over.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),
 )
 """Columns read from the capacity phase of the same round."""
