@@ -29,11 +29,17 @@ impl Tcb {
     /// Bytes that the upstream may hand over now. Twice what the network takes, between the configured bounds, less
     /// what is queued; when it was small, [`Events::WRITABLE`] says that it is ample again.
     #[inline]
-    pub fn upstream_room(&self, config: &TcpConfig, memory: &BufferBudget) -> usize {
+    pub fn upstream_room(&mut self, config: &TcpConfig, memory: &BufferBudget) -> usize {
         if !self.state.may_send() || self.fact(facts::FIN_QUEUED) {
             return 0;
         }
-        self.send_limit(config, memory).saturating_sub(self.send.len())
+        let limit = self.send_limit(config, memory);
+        let room = limit.saturating_sub(self.send.len());
+        // The limit may have shrunk since the last push (a closed window, a loss): who waits now must be told as well.
+        if room < (limit / 2).min(ROOM_WORTH) || room == 0 {
+            self.set_fact(facts::BLOCKED);
+        }
+        room
     }
 
     /// Payload of the largest super-segment: what a read from the upstream should be a multiple of, so that no segment

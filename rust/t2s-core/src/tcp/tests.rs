@@ -130,6 +130,10 @@ impl Bench {
         self.tcb.as_ref().expect("a flow")
     }
 
+    fn room(&mut self) -> usize {
+        self.tcb.as_mut().expect("a flow").upstream_room(&self.config, &self.memory)
+    }
+
     fn events(&mut self) -> Events {
         self.tcb.as_mut().expect("a flow").take_events()
     }
@@ -448,10 +452,10 @@ fn memory_pressure_closes_windows_but_starves_nobody() {
     let mut bench = Bench::modern();
     bench.memory = BufferBudget::new(10_000);
     bench.memory.charge(10_000);
-    let room = bench.tcb().upstream_room(&bench.config, &bench.memory);
+    let room = bench.room();
     assert!(room > 0, "a flow with nothing queued has room");
     bench.push(2_000);
-    assert_eq!(bench.tcb().upstream_room(&bench.config, &bench.memory), 0);
+    assert_eq!(bench.room(), 0);
     // What the window promised is taken, and no more is promised.
     let edge = bench.tcb().rcv_adv;
     bench.receive(Flags::ACK, 0, 0, 1_000, &vec![1; 20_000]);
@@ -463,9 +467,25 @@ fn memory_pressure_closes_windows_but_starves_nobody() {
 }
 
 #[test]
+fn who_finds_no_room_is_told_when_there_is_some() {
+    let mut bench = Bench::modern();
+    // All of the limit is queued; the push itself was made while the limit was higher.
+    bench.push(60_000);
+    bench.memory = BufferBudget::new(60_000);
+    bench.memory.charge(60_000);
+    assert_eq!(bench.room(), 0);
+    let sent: usize = bench.drain(&LIMITS).iter().map(|segment| segment.payload_len).sum();
+    bench.memory = BufferBudget::new(1 << 30);
+    bench.memory.charge(60_000);
+    bench.receive(Flags::ACK, 0, sent as u32, 10_000, &[]);
+    assert!(bench.events().contains(Events::WRITABLE));
+    bench.finish();
+}
+
+#[test]
 fn writable_comes_when_room_is_ample_again() {
     let mut bench = Bench::modern();
-    let room = bench.tcb().upstream_room(&bench.config, &bench.memory);
+    let room = bench.room();
     assert_eq!(room, bench.config.send_buffer_min as usize);
     bench.push(60_000);
     bench.push(60_000);

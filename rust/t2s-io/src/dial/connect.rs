@@ -177,6 +177,7 @@ mod tests {
     use crate::sys::epoll::{Epoll, Events, Interest};
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use t2s_core::http_connect::HttpConnect;
 
     fn run(route: &Route, target: &Target) -> Result<(OwnedFd, Done), Failure> {
         let (fd, mut attempt) = Attempt::connect(route, None, target)?;
@@ -270,7 +271,10 @@ mod tests {
 
     #[test]
     fn http_connect_ends_at_the_empty_line() {
-        let request = b"CONNECT 192.0.2.1:80 HTTP/1.1\r\nHost: 192.0.2.1:80\r\n".to_vec();
+        // The whole request: a proxy that closes with bytes unread would reset the connection.
+        let mut whole = HttpConnect::new(&"192.0.2.1:80".parse::<SocketAddr>().unwrap().into(), None).unwrap();
+        let request = whole.poll_transmit().unwrap().to_vec();
+        whole.handle_sent(request.len());
         let answer = b"HTTP/1.1 200 OK\r\nVia: x\r\n\r\nearly".to_vec();
         let (route, _proxy) = scripted("http://HERE", vec![(request, answer)]);
         let (_fd, done) = run(&route, &target()).unwrap();
