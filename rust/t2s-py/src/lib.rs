@@ -10,6 +10,7 @@
 // Comments on exported items are Python docstrings, with Python's quotes and names.
 #![allow(clippy::doc_markdown, clippy::doc_link_with_quotes)]
 
+mod buffer;
 mod bytes;
 mod checksum;
 mod errors;
@@ -29,6 +30,8 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = true)]
 mod _core {
     #[pymodule_export]
+    use crate::buffer::Buffer;
+    #[pymodule_export]
     use crate::checksum::{checksum, checksum_kernels};
     #[pymodule_export]
     use crate::errors::{ConfigError, DecodeError, LabError, PacketError, PoolExhausted, T2sError, TableFull};
@@ -41,7 +44,7 @@ mod _core {
     #[pymodule_export]
     use crate::lab::Lab;
     #[pymodule_export]
-    use crate::pool::{Buffer, MemoryPool};
+    use crate::pool::MemoryPool;
     #[pymodule_export]
     use crate::replay::{Replay, ReplayFlow, replay};
     #[pymodule_export]

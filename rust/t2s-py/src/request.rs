@@ -98,3 +98,28 @@ impl From<CoreRequest> for Request {
         }
     }
 }
+
+#[pymethods]
+impl Request {
+    fn __repr__(&self) -> String {
+        match self {
+            Self::Connect { flow, client, target } => {
+                format!("Request.Connect(flow={flow}, client={}, target={})", shown(client), shown(target))
+            }
+            Self::Readable { flow } => format!("Request.Readable(flow={flow})"),
+            Self::Writable { flow } => format!("Request.Writable(flow={flow})"),
+            Self::Finish { flow } => format!("Request.Finish(flow={flow})"),
+            Self::Closed { flow, reason } => format!("Request.Closed(flow={flow}, reason='{reason}')"),
+            Self::UdpOpen { session, client } => {
+                format!("Request.UdpOpen(session={session}, client={})", shown(client))
+            }
+            Self::Datagrams { session } => format!("Request.Datagrams(session={session})"),
+            Self::UdpClosed { session } => format!("Request.UdpClosed(session={session})"),
+        }
+    }
+}
+
+/// An end as Python would take it.
+fn shown((ip, port): &End) -> String {
+    format!("('{ip}', {port})")
+}

@@ -142,6 +142,7 @@ impl Tcb {
     /// RST (RFC 9293, section 3.10.7.1).
     pub fn refused(&mut self, ctx: &mut Ctx<'_>, how: Refusal) {
         if self.state == State::Closed {
+            self.forget_unread(ctx);
             return;
         }
         let silent = self.state == State::SynPending && how == Refusal::Silent;

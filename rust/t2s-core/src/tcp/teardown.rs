@@ -32,6 +32,7 @@ impl Tcb {
     /// flow with RST, so that the client learns that they were lost (RFC 1122, section 4.2.2.13).
     pub fn reader_gone(&mut self, ctx: &mut Ctx<'_>) {
         if self.state == State::Closed {
+            self.forget_unread(ctx);
             return;
         }
         self.set_fact(facts::READER_GONE);
@@ -42,8 +43,18 @@ impl Tcb {
 
     /// Ends the flow with RST, whatever is queued. [`Events::CLOSED`] follows once the RST was polled.
     pub fn abort(&mut self, ctx: &mut Ctx<'_>) {
-        if self.state != State::Closed {
+        if self.state == State::Closed {
+            self.forget_unread(ctx);
+        } else {
             self.close(ctx, CloseReason::Aborted, true);
+        }
+    }
+
+    /// The client has finished in peace and left bytes for an upstream that is gone: nobody will take them.
+    pub(super) fn forget_unread(&mut self, ctx: &mut Ctx<'_>) {
+        if self.reason == CloseReason::Finished {
+            self.drop_queues(ctx.pool, ctx.budget, ctx.memory);
+            self.tell_closed();
         }
     }
 
