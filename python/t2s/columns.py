@@ -227,6 +227,13 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("rss_slope_low_percent_per_hour", "%/h", Over.MEDIAN, "its 95 % interval, low end", at("rss_growth.low")),
     Column("rss_slope_high_percent_per_hour", "%/h", Over.MEDIAN, "its 95 % interval, high end", at("rss_growth.high")),
     Column("heap_growth_bytes", "bytes", Over.MAX, "growth of the pool's heap from round to round", at("heap_growth")),
+    Column(
+        "machine_others_running",
+        "threads",
+        Over.MEDIAN,
+        "others that wanted a CPU as the phase began",
+        at("machine.others_running"),
+    ),
     Column("machine_steal_ms", "ms", Over.MAX, "time the hypervisor took away", at("machine.steal_ms")),
 )
 """Columns read from the load phase."""

@@ -12,7 +12,7 @@ from t2s import analysis, numbers
 from t2s.columns import COLUMNS
 from t2s.numbers import UNKNOWN, count, share, short, size, table, time
 from t2s.statistics import CONFIDENCE, RESAMPLES, Interval, rank_interval
-from t2s.verdict import Status, Verdict, rounds_note
+from t2s.verdict import Status, Verdict, busy_note, rounds_note
 
 if TYPE_CHECKING:
     from t2s.analysis import Finding
@@ -62,6 +62,8 @@ def _verdict(results: Results) -> str:
     lines = [f"**{matrix.overall.value}**: {told or 'nothing was judged'}{beside}."]
     if results.interrupted:
         lines.append("The run was interrupted; what was measured until then is below.")
+    if busy := busy_note(results):
+        lines.append(f"{busy[0].upper()}{busy[1:]}.")
     if matrix.incomplete:
         lines.append(f"Not measured: {', '.join(matrix.incomplete)}.")
     return " ".join(lines)

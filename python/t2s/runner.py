@@ -186,14 +186,14 @@ class Runner:
         """Run one phase; None, or a tree with `interrupted`, when the user ended it."""
         self.observer.phase_begins(step)
         tree: dict[str, Any] | None = None
-        steal, interrupted = stolen_ms(), False
+        steal, others, interrupted = stolen_ms(), others_running(), False
         try:
             lab = self.make_lab(json.dumps(step.spec))
             interrupted = self._watch(step, lab)
             # Half a soak is worth keeping; half a second of capacity is not.
             if not interrupted or step.phase == "load":
                 tree = _tree(lab.result(), step)
-                tree["machine"] = {"steal_ms": stolen_ms() - steal}
+                tree["machine"] = {"steal_ms": stolen_ms() - steal, "others_running": others}
                 tree["rss_growth"] = rss_growth(tree)
                 tree["interrupted"] = interrupted
         except T2sError as error:
@@ -292,6 +292,15 @@ def stolen_ms() -> float:
         return 1000 * int(fields[8]) / os.sysconf("SC_CLK_TCK")
     except (OSError, IndexError, ValueError):
         return 0.0
+
+
+def others_running() -> int:
+    """Return how many other threads of the machine want a CPU right now; 0 where nobody says."""
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+        return max(0, next(int(line.split()[1]) for line in lines if line.startswith("procs_running")) - 1)
+    except (OSError, StopIteration, ValueError):
+        return 0
 
 
 def _tree(text: str, step: Step) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t2s.numbers import UNKNOWN, count, share, short, size
-from t2s.verdict import NO_ROUND, Status, rounds_note
+from t2s.verdict import NO_ROUND, Status, busy_note, rounds_note
 
 if TYPE_CHECKING:
     from t2s.results import Results
@@ -117,5 +117,6 @@ def outcome(results: Results) -> RenderableType:
     text = f"{matrix.overall.value}: {counts or 'nothing was judged'}"
     if results.interrupted:
         text += "; interrupted, and what was measured until then is kept"
-    note = rounds_note(results.file.run.rounds)
-    return Group(Text(text, style=f"bold {_COLOURS[matrix.overall]}"), Text(note, style="dim"))
+    notes = [note for note in (rounds_note(results.file.run.rounds), busy_note(results)) if note]
+    lines = [Text(note, style="yellow") for note in notes]
+    return Group(Text(text, style=f"bold {_COLOURS[matrix.overall]}"), *lines)

@@ -297,8 +297,19 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
         yield f"generator_bound in {facts['generator_bound']}"
     if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
         yield f"the machine took a worker off the CPU for {facts['loop_off_cpu_max_ns'] / 1e6:.1f} ms"
+    if (facts["machine_others_running"] or 0) >= 1:
+        yield f"{facts['machine_others_running']:.0f} other threads wanted a CPU"
     if (facts["machine_steal_ms"] or 0) > STEAL_MS:
         yield f"the hypervisor took {facts['machine_steal_ms']:.0f} ms"
+
+
+def busy_note(results: Results) -> str:
+    """Say that other processes disturbed the run; empty when few did."""
+    others = results.summary["machine_others_running"].drop_nulls().to_list()
+    busy = sum(1 for number in others if number >= 1)
+    if 2 * busy <= len(others):
+        return ""
+    return "the machine was busy with other processes: latencies, also the baseline's, are theirs as much as the core's"
 
 
 def _rounds(number: int) -> str:
