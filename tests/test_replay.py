@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, defragment
 from scapy.layers.inet6 import IPv6
-from scapy.packet import Packet
 from scapy.utils import rdpcap, wrpcap, wrpcapng
 
 import t2s
+
+if TYPE_CHECKING:
+    from scapy.packet import Packet
 
 CAPTURE = Path(__file__).parent / "data" / "real-traffic.pcap"
 CLIENTS = {"198.18.0.1", "fc00::1"}
@@ -91,15 +94,11 @@ def test_every_server_stream_reaches_the_client(packets: list[Packet], replay: t
 
 
 def test_every_datagram_is_delivered_as_captured(packets: list[Packet], replay: t2s.Replay) -> None:
-    sent = []
     # scapy puts IPv4 fragments together; the capture has no IPv6 ones.
-    for packet in defragment([p for p in packets if IP in p]):
-        packet = IP(bytes(packet[IP]))
-        if UDP in packet and packet[IP].src in CLIENTS:
-            sent.append((*_ends(packet, UDP), bytes(packet[UDP].payload)))
-    for packet in packets:
-        if IPv6 in packet and UDP in packet and packet[IPv6].src in CLIENTS:
-            sent.append((*_ends(packet, UDP), bytes(packet[UDP].payload)))
+    whole = [IP(bytes(p[IP])) for p in defragment([p for p in packets if IP in p])]
+    whole += [p for p in packets if IPv6 in p]
+    from_clients = [p for p in whole if UDP in p and _ends(p, UDP)[0][0] in CLIENTS]
+    sent = [(*_ends(p, UDP), bytes(p[UDP].payload)) for p in from_clients]
     got = [((str(c[0]), c[1]), (str(t[0]), t[1]), payload) for c, t, payload in replay.datagrams]
     assert len(sent) > 500
     assert max(len(payload) for *_, payload in sent) == 4_000

@@ -87,7 +87,7 @@ pub struct ReplayFlow {
     pub bytes_up: u64,
     /// The same, if kept.
     pub stream: Vec<u8>,
-    /// Bytes that the client sent in the capture, each counted once.
+    /// Bytes that the client has sent, each counted once.
     pub bytes_sent: u64,
     /// Bytes that the upstream handed to the core.
     pub bytes_down: u64,
@@ -193,6 +193,7 @@ struct Live {
     finish: bool,
     finish_sent: bool,
     answered: bool,
+    sent_up: u64,
     bytes_up: u64,
     stream: Vec<u8>,
     finished: bool,
@@ -346,6 +347,7 @@ impl<'a> Player<'a> {
         complete_checksum(&mut packet);
         if let Some(segment) = segment {
             let script = &self.script.flows[segment.flow];
+            self.live[segment.flow].sent_up = segment.sent;
             if segment.syn {
                 self.current.insert((script.client, script.server), segment.flow);
             }
@@ -525,7 +527,7 @@ impl<'a> Player<'a> {
                 server: script.server,
                 bytes_up: live.bytes_up,
                 stream: core::mem::take(&mut live.stream),
-                bytes_sent: script.sent,
+                bytes_sent: live.sent_up,
                 bytes_down: live.pushed as u64,
                 missing: script.missing as u64,
                 finished: live.finished,

@@ -37,6 +37,8 @@ pub(super) struct ClientSegment {
     pub(super) syn: bool,
     /// Bytes and flags of the server's stream that it acknowledges, the SYN included; `None` without ACK.
     pub(super) ack: Option<u32>,
+    /// Bytes that the client has sent with this packet and before, each counted once.
+    pub(super) sent: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -67,7 +69,7 @@ pub(super) struct ScriptFlow {
     /// Of these, bytes that the capture missed.
     pub(super) missing: usize,
     /// Bytes that the client sent, each counted once.
-    pub(super) sent: u64,
+    sent: u64,
     client_isn: SeqNumber,
     waiting: BTreeMap<usize, Vec<u8>>,
     fin: Option<usize>,
@@ -213,7 +215,8 @@ impl Writer {
         if tcp.flags.rst() {
             self.script.flows[flow].ended = true;
         }
-        self.step(at, Step::Client { packet: packet.to_vec(), segment: Some(ClientSegment { flow, syn, ack }) });
+        let sent = self.script.flows[flow].sent;
+        self.step(at, Step::Client { packet: packet.to_vec(), segment: Some(ClientSegment { flow, syn, ack, sent }) });
     }
 
     fn server_packet(&mut self, at: u64, ip: &Ip, packet: &[u8]) {
