@@ -56,7 +56,7 @@ fn nanos_per_packet(component: &str) -> Result<f64, Box<dyn std::error::Error>> 
     let mut generator = Generator::new(&spec, 0, &Placement::everywhere());
     let mut device = NullDevice::new(true);
     let control = Control::default();
-    control.epoch.store(1, std::sync::atomic::Ordering::Relaxed);
+    control.epoch.store(now_ns(), std::sync::atomic::Ordering::Relaxed);
     let mut slices = Vec::new();
     // The first slice is the set-up.
     while slices.len() <= SLICES {

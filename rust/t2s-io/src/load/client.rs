@@ -86,6 +86,7 @@ pub struct Flow {
     ts_recent: u32,
     /// When the oldest outstanding byte was sent or progress was made last, milliseconds.
     timer_ms: u32,
+    /// The segment held back last, sent since or not; the initial sequence number before there was one.
     held: u32,
     client_port: u16,
     mss: u16,
@@ -203,6 +204,7 @@ impl Flow {
         let fresh = Self {
             iss,
             una: iss,
+            held: iss,
             nxt: iss.wrapping_add(1),
             timer_ms: link.now_ms(),
             slot,
@@ -525,7 +527,8 @@ impl Flow {
                 // Only a device that does not look at sequence numbers gets here: nothing is left to send.
                 self.set(bit::HELD, false);
             }
-        } else if pure && outstanding > 0 && limit == self.limit && !self.has(bit::HELD) {
+        } else if pure && outstanding > 0 && limit == self.limit && self.una.wrapping_sub(self.held) as i32 > 0 {
+            // Up to the segment that was held, duplicates tell of the disorder made on purpose and not of a loss.
             self.dup_acks = self.dup_acks.saturating_add(1);
             if self.dup_acks == DUPLICATE_ACKS {
                 self.retransmit(shape, link);
