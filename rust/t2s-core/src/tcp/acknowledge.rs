@@ -85,8 +85,9 @@ impl Tcb {
         let floor = self.snd_una.max(seg.ack);
         let mut fresh = 0;
         for &(left, right) in seg.options.sack.as_slice() {
-            // What is not above the acknowledgement is D-SACK or old, what is beyond SND.NXT a lie.
-            if left.lt(right) && left.gt(floor) && right.le(self.snd_nxt) {
+            // What is not above the acknowledgement is D-SACK or old, what is beyond SND.NXT a lie. Both ends are held
+            // against SND.NXT: sequence numbers compare in a circle, and an end half of it away lies on either side.
+            if left.lt(right) && left.gt(floor) && left.lt(self.snd_nxt) && right.le(self.snd_nxt) {
                 fresh += self.scoreboard.get_or_insert_with(|| Box::new(Scoreboard::new())).insert(left, right);
             }
         }

@@ -209,7 +209,7 @@ impl Driver {
         let (header, body) = segment.split_at_mut(repr.header_len());
         repr.emit(header);
         body.copy_from_slice(&payload);
-        if shape & 3 == 0 || syn {
+        if matches!(shape & 3, 0) || syn {
             let controls = u32::from(flags & Flags::SYN.0 != 0) + u32::from(flags & Flags::FIN.0 != 0);
             self.clients[usize::from(who)].next = seq + payload.len() as u32 + controls;
         }
