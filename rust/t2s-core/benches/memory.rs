@@ -1,0 +1,132 @@
+//! What idle TCP flows cost in resident memory: 100,000 of them, opened, used once, then idle. Target: 2 KiB each.
+//!
+//! Not a timing: the figure is the growth of the resident set, read from `/proc/self/statm` before and after.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use t2s_core::buf::{Pool, PoolConfig};
+use t2s_core::config::Config;
+use t2s_core::flow::{FlowMap, FlowMapConfig};
+use t2s_core::stack::{Packet, Request, Stack};
+use t2s_core::time::{Instant, no_clock};
+use t2s_core::wire::ip::IpRepr;
+use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
+use t2s_core::wire::{fill_transport_checksum, protocol};
+
+/// Flows of the target.
+const FLOWS: usize = 100_000;
+
+/// Bytes of a page, which is what `statm` counts in on the machines that this runs on.
+const PAGE: usize = 4_096;
+
+/// Flows that are opened together.
+const BATCH: usize = 64;
+
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let pages: usize = text.split_whitespace().nth(1).and_then(|field| field.parse().ok()).expect("two numbers");
+    pages * PAGE
+}
+
+fn client(index: usize) -> SocketAddr {
+    SocketAddr::from(([10, 1, (index >> 14) as u8, 1], 1_024 + (index & 0x3fff) as u16))
+}
+
+fn packet(index: usize, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) -> Vec<u8> {
+    let (from, to) = (client(index), SocketAddr::from(([192, 0, 2, 1], 443)));
+    let mut options = Options::NONE;
+    if flags.syn() {
+        (options.mss, options.window_scale, options.sack_permitted) = (Some(1_460), Some(7), true);
+    }
+    let tcp = TcpRepr {
+        src_port: from.port(),
+        dst_port: to.port(),
+        seq: SeqNumber(seq),
+        ack,
+        flags,
+        window: 65_535,
+        options,
+    };
+    let mut segment = vec![0; tcp.header_len()];
+    tcp.emit(&mut segment);
+    segment.extend_from_slice(payload);
+    fill_transport_checksum(Config::default().checksum, from.ip(), to.ip(), protocol::TCP, &mut segment);
+    let ip = IpRepr {
+        src: from.ip(),
+        dst: to.ip(),
+        protocol: protocol::TCP,
+        ttl: 64,
+        ecn: 0,
+        payload_len: segment.len() as u32,
+        id: 0,
+        dont_fragment: true,
+    };
+    let mut out = vec![0; ip.header_len()];
+    ip.emit(&mut out);
+    out.extend(segment);
+    out
+}
+
+/// One turn with a sink that sends five bytes back; `seen` gets each header on its way out.
+fn turn(stack: &mut Stack, now: Instant, packets: Vec<Vec<u8>>, mut seen: impl FnMut(&[u8])) {
+    let mut batch: Vec<Packet> = packets
+        .iter()
+        .map(|packet| Packet::plain(stack.pool().alloc_copy(packet, 0).expect("below the ceiling")))
+        .collect();
+    stack.handle_batch(now, &mut batch);
+    while let Some(request) = stack.poll_request(now) {
+        match request {
+            Request::Connect { flow, .. } => stack.connected(now, flow),
+            Request::Readable(flow) => {
+                let len = stack.readable(flow).map(<[u8]>::len).sum();
+                stack.consume(now, flow, len);
+                let reply = stack.pool().alloc_copy(b"reply", 128).expect("below the ceiling");
+                stack.upstream_data(now, flow, reply).expect("the flow is open");
+            }
+            _ => {}
+        }
+    }
+    while let Some(transmit) = stack.poll_transmit(now) {
+        seen(transmit.header);
+    }
+}
+
+fn main() {
+    let config = Config { max_tcp_flows: FLOWS as u32, ..Config::default() };
+    let pool = Pool::new(PoolConfig::default());
+    let map = Arc::new(FlowMap::new(FlowMapConfig {
+        shards: 1,
+        capacity: FLOWS,
+        hash_key: config.secrets.flow_hash,
+        clock: no_clock,
+    }));
+    let now = Instant::from_millis(1);
+    let before = resident();
+    let mut stack = Stack::new(config, &pool, Arc::clone(&map), 0, 1, now);
+    for first in (0..FLOWS).step_by(BATCH) {
+        let flows = first..FLOWS.min(first + BATCH);
+        let mut acks = vec![SeqNumber(0); BATCH];
+        let slot =
+            |header: &[u8], tcp: &Tcp| (usize::from(header[18]) << 14 | usize::from(tcp.dst_port - 1_024)) - first;
+        let syns = flows.clone().map(|i| packet(i, Flags::SYN, 0, SeqNumber(0), b"")).collect();
+        turn(&mut stack, now, syns, |header| {
+            let tcp = Tcp::parse(&header[20..]).expect("a SYN-ACK");
+            acks[slot(header, &tcp)] = tcp.seq + 1;
+        });
+        let data = flows.clone().map(|i| packet(i, Flags::ACK, 1, acks[i - first], b"query")).collect();
+        turn(&mut stack, now, data, |_| {});
+        let done = flows.map(|i| packet(i, Flags::ACK, 6, acks[i - first] + 5, b"")).collect();
+        turn(&mut stack, now, done, |_| {});
+    }
+    let stats = stack.stats();
+    assert_eq!((stats.flows, stats.buffered, stats.drops.total()), (FLOWS as u64, 0, 0), "all open, nothing held");
+    assert_eq!(pool.stats().buffers_live, 0, "an idle flow holds no buffer");
+    let each = (resident() - before) as f64 / FLOWS as f64;
+    println!("{FLOWS} idle TCP flows: {each:.0} bytes of resident memory each (target: 2048)");
+    stack.shutdown(now);
+    while stack.poll_transmit(now).is_some() {}
+    while stack.poll_request(now).is_some() {}
+    stack.trim();
+    assert_eq!((stack.stats().flows, map.len()), (0, 0), "nothing is left");
+}
