@@ -187,9 +187,10 @@ impl Queries {
     /// Reads a reply: a DNS response, or an ICMP error.
     pub fn handle(reply: &Reply<'_>, link: &mut Link<'_>) {
         const RESPONSE: u8 = 0x80;
+        const HEADER: usize = 12;
         let good = match &reply.upper {
-            // A spoiled query that was too short for flags may come back from a device that does not look.
-            Upper::Udp(payload) => payload.get(2).is_none_or(|flags| flags & RESPONSE != 0),
+            // A spoiled query that is shorter than a header may come back from a device that does not look.
+            Upper::Udp(payload) => payload.len() < HEADER || payload[2] & RESPONSE != 0,
             Upper::Unreachable(_) => true,
             Upper::Tcp(..) => false,
         };

@@ -19,6 +19,7 @@ fn run(spec: &PhaseSpec) -> Run {
     let (mut tx, mut device_rx) = ring(1 << 18);
     let (mut device_tx, mut rx) = ring(1 << 20);
     let (mut copy_tx, mut copy_rx) = ring(1 << 18);
+    // Spoiled queries are echoed too: the device does not look.
     let mut device = NullDevice::new(true);
     let control = Control::default();
     let (mut now, mut digest) = (5_000_000_000_u64, 0xcbf2_9ce4_8422_2325_u64);
@@ -91,6 +92,13 @@ fn churn_opens_as_many_as_it_closes() {
     let total = run.window.total;
     assert!(total.opened > 500, "{total:?}");
     assert_eq!((total.opened, total.corrupt), (total.closed, 0));
+}
+
+#[test]
+fn the_null_device_answers_queries_as_their_client_expects() {
+    let run = run(&phase(DNS));
+    assert!(run.window.counters.received > 1_000);
+    assert_eq!(run.window.total.corrupt, 0);
 }
 
 #[test]
