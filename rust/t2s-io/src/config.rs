@@ -11,6 +11,9 @@ use crate::log::Level;
 use crate::sys;
 use crate::tun::DeviceConfig;
 
+/// Datagrams of one session that may wait for its upstream: four turns of a worker.
+const UDP_QUEUE: u16 = 512;
+
 /// Whether the device is asked for offload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -256,7 +259,8 @@ impl TunnelConfig {
                 idle_timeout: u64::from(self.tcp_idle_timeout) * SECONDS,
                 ..base.tcp.clone()
             },
-            udp: UdpConfig { idle_timeout: u64::from(self.udp_idle_timeout) * SECONDS, ..base.udp },
+            // One turn of a worker may bring a whole batch of one client before its upstream gets its share.
+            udp: UdpConfig { idle_timeout: u64::from(self.udp_idle_timeout) * SECONDS, queue: UDP_QUEUE, ..base.udp },
             max_tcp_flows: share(self.max_tcp_flows),
             max_pending_connects: share(self.max_pending_connects),
             max_udp_sessions: share(self.max_udp_sessions),
