@@ -28,6 +28,8 @@ mod tests;
 
 /// The port whose sessions may be short-lived (RFC 4787, REQ-5 b, with the IANA port of DNS).
 const DNS_PORT: u16 = 53;
+/// Sessions for which room is reserved at once: as many as one client address has ports. A larger table grows.
+const RESERVED_MAX: u32 = 1 << 16;
 /// No entry: the end of a list.
 const NONE: u32 = u32::MAX;
 
@@ -144,16 +146,18 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// A table of at most `capacity` sessions, hashed under `hash_key`. Memory grows with use up to the capacity.
+    /// A table of at most `capacity` sessions, hashed under `hash_key`. Room for them is reserved here, up to
+    /// [`RESERVED_MAX`], so that no packet pays for growth; of reserved memory only what is used becomes resident.
     pub fn new(config: UdpConfig, capacity: u32, hash_key: [u64; 4]) -> Self {
         let [a, b, c, d] = hash_key;
+        let reserved = capacity.min(RESERVED_MAX) as usize;
         Self {
             config,
             // The last index means "none".
             capacity: capacity.min(NONE - 1),
             hasher: RandomState::with_seeds(a, b, c, d),
-            by_client: HashTable::new(),
-            slots: Vec::new(),
+            by_client: HashTable::with_capacity(reserved),
+            slots: Vec::with_capacity(reserved),
             free_slots: Vec::new(),
             used: [Order::default(), Order::default()],
             waiting: Vec::new(),
