@@ -414,3 +414,10 @@ def test_requests_match():
         case _:
             pytest.fail("no match")
     assert Request.Readable(1) != Request.Writable(1)
+
+
+@pytest.mark.parametrize("key", ["max_tcp_flows", "max_udp_sessions"])
+def test_a_table_without_end_is_refused(key: str) -> None:
+    for value in (0, 2**24 + 1, 2**32 - 1):
+        with pytest.raises(ConfigError, match=key):
+            Stack(**{key: value})

@@ -23,6 +23,9 @@ use crate::stream::drops_dict;
 /// Bytes that go to a flow in one buffer: what the largest class of buffers holds, in whole KiB.
 const CHUNK: usize = 64 * 1024;
 
+/// Most entries of a table: room for them is reserved, and more would only be a way to run out of address space.
+const TABLE_MAX: u32 = 1 << 24;
+
 /// Room in front of a datagram for its headers, bytes; without it the core copies.
 const DATAGRAM_HEADROOM: usize = 128;
 
@@ -137,6 +140,11 @@ impl Stack {
         // RFC 791: every host takes 68 bytes; RFC 8200: every IPv6 link 1,280, below which only IPv4 works.
         if config.mtu < 68 {
             return Err(ConfigError::new_err(format!("mtu={}: at least 68", config.mtu)));
+        }
+        for (key, value) in [("max_tcp_flows", config.max_tcp_flows), ("max_udp_sessions", config.max_udp_sessions)] {
+            if value == 0 || value > TABLE_MAX {
+                return Err(ConfigError::new_err(format!("{key}={value}: wanted 1 to {TABLE_MAX}")));
+            }
         }
         let map = FlowMap::new(FlowMapConfig {
             shards: 1,

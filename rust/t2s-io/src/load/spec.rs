@@ -380,6 +380,13 @@ impl Problems {
 }
 
 impl Settings {
+    /// All that is wrong with the settings, each with its path.
+    pub fn all_problems(&self) -> Vec<String> {
+        let mut found = Problems(Vec::new());
+        self.problems(&mut found);
+        found.0
+    }
+
     fn problems(&self, found: &mut Problems) {
         if let Err(unknown) = Kernel::by_name(&self.checksum) {
             found.0.push(format!("settings.checksum: {unknown}"));
