@@ -37,3 +37,21 @@ def test_make_targets_that_are_named_exist():
     named = {name for page in PAGES for name in re.findall(r"[`\n]make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert len(named) > 5
     assert named <= targets
+
+
+def test_the_rust_that_is_named_is_the_one_that_is_wanted():
+    wanted = re.search(r'^rust-version = "([\d.]+)"', (ROOT / "Cargo.toml").read_text(encoding="utf-8"), re.MULTILINE)[
+        1
+    ]
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert re.findall(r"Rust ≥ ([\d.]+\d)", (ROOT / page).read_text(encoding="utf-8")) == [wanted]
+
+
+def test_unsafe_code_is_listed():
+    listed = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Unsafe code")[1]
+    files = [
+        path for path in (ROOT / "rust").rglob("*.rs") if "#![allow(unsafe_code)]" in path.read_text(encoding="utf-8")
+    ]
+    assert files
+    for path in files:
+        assert path.name in listed or f"{path.parent.relative_to(ROOT / 'rust')}/`" in listed, path
