@@ -31,8 +31,8 @@ use relay::Relay;
 const CONNECTIONS: usize = 16_384;
 /// Names that are resolved at once.
 const RESOLVERS: usize = 32;
-/// Bytes that one read takes: four super-segments.
-const SCRATCH: usize = 256 * 1024;
+/// Bytes that one read takes: few enough to stay in a second-level cache until they are written.
+const SCRATCH: usize = 128 * 1024;
 /// Events of one wait.
 const EVENTS: usize = 256;
 /// Tokens that are no connection.

@@ -49,7 +49,7 @@ const EVENTS: usize = 512;
 const PACKETS: usize = 128;
 /// Bytes of packets that are read before the upstreams get their share: what stays in a second-level cache between the
 /// kernel's copy into the buffer and its copy out of it.
-const BATCH_BYTES: usize = 320 * 1024;
+const BATCH_BYTES: usize = 176 * 1024;
 /// Packets written in one turn before acknowledgements are read again.
 const TRANSMITS: usize = 256;
 /// Reads up to this long are copied into a buffer of their size, so that the large one is used again at once, hot.

@@ -20,10 +20,13 @@ use crate::sys::socket;
 const WRITE_SLICES: usize = 32;
 /// Writes of one flow in a row before others have their turn.
 const WRITES: usize = 4;
-/// Reads of one flow in a row before others have their turn: 4 super-segments.
-const READS: usize = 4;
+/// Reads of one flow in a row before others have their turn: 2 super-segments.
+const READS: usize = 2;
 /// Reads of one turn, over all flows.
-const READS_PER_TURN: usize = 32;
+const READS_PER_TURN: usize = 64;
+/// Bytes that are read from upstreams before they are written to the device: what stays in a second-level cache
+/// between the kernel's copy into the buffer and its copy out of it.
+const BYTES_PER_TURN: u64 = 176 * 1024;
 /// A read shorter than this is copied into a buffer of its size: the largest class but one, less headroom.
 const RECEIVE_COPY_MAX: usize = CLASSES[CLASSES.len() - 2] - HEADROOM;
 /// Payload of a super-segment that all header combinations leave room for, bytes (65,535 less IPv6, TCP and options).
@@ -338,8 +341,8 @@ impl Worker {
                 self.send_stream(flow);
             }
         }
-        let mut reads = 0;
-        while reads < READS_PER_TURN && !self.starved {
+        let (mut reads, enough) = (0, self.stats.bytes_down + BYTES_PER_TURN);
+        while reads < READS_PER_TURN && self.stats.bytes_down < enough && !self.starved {
             let Some(flow) = self.streams.ready.pop_front() else { break };
             let Some(stream) = self.streams.get(flow) else { continue };
             stream.queued = false;
