@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ["columns", "numbers", "statistics", "toml_lines"]
+MODULES = ["columns", "numbers", "statistics", "toml_lines", "tunnel"]
 
 
 @pytest.mark.parametrize("name", MODULES)

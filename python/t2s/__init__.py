@@ -28,6 +28,7 @@ from t2s._core import (
     StreamReassembler,
     T2sError,
     TableFull,
+    TunnelError,
     __version__,
     checksum,
     checksum_kernels,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from t2s.results import Results
     from t2s.runner import run_scenarios
     from t2s.scenario import Scenario, ScenarioFile, load_scenarios
+    from t2s.tunnel import Proxy, Tunnel, TunnelConfig
 
 __all__ = [
     "Buffer",
@@ -53,6 +55,7 @@ __all__ = [
     "MemoryPool",
     "PacketError",
     "PoolExhausted",
+    "Proxy",
     "Replay",
     "ReplayFlow",
     "Request",
@@ -64,6 +67,9 @@ __all__ = [
     "StreamReassembler",
     "T2sError",
     "TableFull",
+    "Tunnel",
+    "TunnelConfig",
+    "TunnelError",
     "__version__",
     "checksum",
     "checksum_kernels",
@@ -75,10 +81,13 @@ __all__ = [
 
 # Name here -> module that has it: imported on first use.
 _LAZY: dict[str, str] = {
+    "Proxy": "t2s.tunnel",
     "Results": "t2s.results",
     "Scenario": "t2s.scenario",
     "ScenarioError": "t2s.errors",
     "ScenarioFile": "t2s.scenario",
+    "Tunnel": "t2s.tunnel",
+    "TunnelConfig": "t2s.tunnel",
     "load_scenarios": "t2s.scenario",
     "run_scenarios": "t2s.runner",
 }

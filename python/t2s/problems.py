@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from t2s.errors import Problem
+from t2s.nearest import nearest
 from t2s.toml_lines import KeyPath, nearest_line
 
 if TYPE_CHECKING:
@@ -63,15 +63,6 @@ class Located:
                     message = _SENTENCES.get(kind, f"{item['msg'][0].lower()}{item['msg'][1:]}{_given(item['input'])}")
             found.setdefault((path, message), cls(path, message))
         return list(found.values())
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean "x"?` for the nearest known name, or the known names when none is near."""
-    options = list(known)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    if near:
-        return f'; did you mean "{near[0]}"?'
-    return f"; known: {', '.join(options)}" if 0 < len(options) <= 20 else ""
 
 
 def problems_of(

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from t2s import columns as result_columns
 from t2s import expression
 from t2s.errors import ExpressionError, ScenarioError
-from t2s.problems import Located, nearest, problems_of
+from t2s.nearest import nearest
+from t2s.problems import Located, problems_of
 from t2s.toml_lines import KeyPath, key_lines
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
 //! Settings of a tunnel, as they arrive in JSON. Each default lives here, once; unknown keys are refused.
 
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use t2s_core::checksum::Kernel;
 use t2s_core::config::{AcceptMode, Config, Congestion, Offload, Secrets, TcpConfig, UdpConfig};
@@ -158,9 +160,20 @@ impl Default for TunnelConfig {
 /// Why settings are no good.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Not JSON, an unknown key, or a value of the wrong kind.
+    /// Not JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
+    /// An unknown key, or a value of the wrong kind.
+    #[error("{key}: {error}")]
+    Key {
+        /// The key.
+        key: String,
+        /// What is wrong with it, or its value.
+        error: serde_json::Error,
+    },
+    /// A password that belongs to nobody.
+    #[error("password: needs a username")]
+    PasswordAlone,
     /// The proxy's URL.
     #[error("proxy: {0}")]
     Proxy(#[from] UrlError),
@@ -181,10 +194,23 @@ pub enum ConfigError {
     },
 }
 
+/// Settings from a JSON object whose keys all have defaults; a problem names its key, and never shows a password.
+pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+    let map: Map<String, Value> = serde_json::from_str(text)?;
+    for (key, value) in &map {
+        let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
+        if let Err(error) = serde_json::from_value::<T>(alone) {
+            let error = if key == "password" { serde_json::Error::custom("is not a string") } else { error };
+            return Err(ConfigError::Key { key: key.clone(), error });
+        }
+    }
+    Ok(serde_json::from_value(Value::Object(map))?)
+}
+
 impl TunnelConfig {
     /// Settings from JSON.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let this: Self = serde_json::from_str(text)?;
+        let this: Self = read(text)?;
         this.check()?;
         Ok(this)
     }
@@ -195,6 +221,9 @@ impl TunnelConfig {
             if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::Range { key, value, min, max }) }
         };
         self.proxy_url()?;
+        if self.password.is_some() && self.username.is_none() {
+            return Err(ConfigError::PasswordAlone);
+        }
         self.kernel()?;
         range("queues", self.queues.into(), 1, 256)?;
         range("mtu", self.mtu.unwrap_or(1_500).into(), 1_280, 65_535)?;
@@ -301,6 +330,14 @@ mod tests {
         let config = TunnelConfig::from_json(text).unwrap();
         assert_eq!(config.proxy_url().unwrap().credentials, Some(Credentials::new("u", "secret").unwrap()));
         assert!(!serde_json::to_string(&config).unwrap().contains("secret"));
+    }
+
+    #[test]
+    fn problems_name_their_key_and_no_password() {
+        let told = |text: &str| TunnelConfig::from_json(text).unwrap_err().to_string();
+        assert!(told(r#"{"proxy": "direct://", "mtu": 70000}"#).starts_with("mtu: "));
+        assert_eq!(told(r#"{"proxy": "direct://", "password": 70143}"#), "password: is not a string");
+        assert_eq!(told(r#"{"proxy": "direct://", "password": "x"}"#), "password: needs a username");
     }
 
     #[test]

@@ -19,6 +19,7 @@ create_exception!(
     T2sError,
     "The pool is at its ceiling, or was asked for more than one buffer holds."
 );
+create_exception!(t2s, TunnelError, T2sError, "A tunnel or proxy that did not start, or ended by itself.");
 create_exception!(t2s, TableFull, T2sError, "A bounded table has no room for another entry.");
 
 /// An error of the core as the exception that stands for it.
@@ -64,6 +65,53 @@ impl IntoPyErr for CoreLabError {
             Self::Spec(_) => ConfigError::new_err(text),
             Self::Capture(_) => DecodeError::new_err(text),
             Self::AlreadyStarted | Self::NotDone | Self::Thread(_) | Self::Panicked(_) => LabError::new_err(text),
+        }
+    }
+}
+
+impl IntoPyErr for t2s_io::config::ConfigError {
+    fn into_py_err(self) -> PyErr {
+        ConfigError::new_err(self.to_string())
+    }
+}
+
+impl IntoPyErr for t2s_io::tun::OpenError {
+    fn into_py_err(self) -> PyErr {
+        let text = self.to_string();
+        match self {
+            Self::Range { .. } | Self::InheritedQueues => ConfigError::new_err(text),
+            Self::CloneDevice(_) | Self::Attach { .. } | Self::Inherited { .. } | Self::Setting { .. } => {
+                TunnelError::new_err(text)
+            }
+        }
+    }
+}
+
+impl IntoPyErr for t2s_io::engine::StartError {
+    fn into_py_err(self) -> PyErr {
+        match self {
+            Self::Config(error) => error.into_py_err(),
+            Self::Device(error) => error.into_py_err(),
+            Self::Resolve { .. } | Self::System(_) => TunnelError::new_err(self.to_string()),
+        }
+    }
+}
+
+impl IntoPyErr for t2s_io::engine::RunError {
+    fn into_py_err(self) -> PyErr {
+        let text = self.to_string();
+        match self {
+            Self::Device { .. } | Self::Panic(_) => TunnelError::new_err(text),
+        }
+    }
+}
+
+impl IntoPyErr for t2s_io::proxy::ProxyError {
+    fn into_py_err(self) -> PyErr {
+        let text = self.to_string();
+        match self {
+            Self::Credentials => ConfigError::new_err(text),
+            Self::Listen { .. } | Self::System(_) => TunnelError::new_err(text),
         }
     }
 }

@@ -1,14 +1,10 @@
 //! `Lab`: one phase of one scenario on the memory driver.
 
-use std::time::{Duration, Instant};
-
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::errors::{ConfigError, OrRaise};
-
-/// Signals are looked at this often while Python waits, so that Ctrl-C is felt at once.
-const SIGNAL_STEP: Duration = Duration::from_millis(50);
+use crate::errors::OrRaise;
+use crate::patience::{seconds, wait};
 
 /// One phase of one scenario: generator, device, core and simulated upstream, in threads of their own.
 ///
@@ -53,19 +49,7 @@ impl Lab {
 
     /// Wait up to `timeout_s` seconds for the end; return whether it has come. Ctrl-C ends the wait, not the phase.
     fn wait(&self, py: Python<'_>, timeout_s: f64) -> PyResult<bool> {
-        let timeout = Duration::try_from_secs_f64(timeout_s)
-            .map_err(|error| ConfigError::new_err(format!("timeout_s={timeout_s}: {error}")))?;
-        let start = Instant::now();
-        loop {
-            let left = timeout.saturating_sub(start.elapsed());
-            if py.detach(|| self.0.wait(left.min(SIGNAL_STEP))) {
-                return Ok(true);
-            }
-            py.check_signals()?;
-            if left.is_zero() {
-                return Ok(false);
-            }
-        }
+        wait(py, seconds("timeout_s", timeout_s)?, |step| self.0.wait(step))
     }
 
     /// Ask the phase to end now; it still drains, and its result covers what was measured.

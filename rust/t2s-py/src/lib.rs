@@ -18,11 +18,15 @@ mod flow_map;
 mod fragment;
 mod histogram;
 mod lab;
+mod lines;
+mod patience;
 mod pool;
+mod proxy;
 mod replay;
 mod request;
 mod stack;
 mod stream;
+mod tunnel;
 
 use pyo3::prelude::*;
 
@@ -34,7 +38,9 @@ mod _core {
     #[pymodule_export]
     use crate::checksum::{checksum, checksum_kernels};
     #[pymodule_export]
-    use crate::errors::{ConfigError, DecodeError, LabError, PacketError, PoolExhausted, T2sError, TableFull};
+    use crate::errors::{
+        ConfigError, DecodeError, LabError, PacketError, PoolExhausted, T2sError, TableFull, TunnelError,
+    };
     #[pymodule_export]
     use crate::flow_map::FlowMap;
     #[pymodule_export]
@@ -46,6 +52,8 @@ mod _core {
     #[pymodule_export]
     use crate::pool::MemoryPool;
     #[pymodule_export]
+    use crate::proxy::Proxy;
+    #[pymodule_export]
     use crate::replay::{Replay, ReplayFlow, replay};
     #[pymodule_export]
     use crate::request::Request;
@@ -53,6 +61,8 @@ mod _core {
     use crate::stack::Stack;
     #[pymodule_export]
     use crate::stream::StreamReassembler;
+    #[pymodule_export]
+    use crate::tunnel::Tunnel;
 
     /// The version of the compiled core; the package has the same one.
     #[pymodule_export]

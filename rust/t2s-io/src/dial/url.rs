@@ -129,19 +129,21 @@ impl FromStr for ProxyUrl {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| UrlError::Scheme(text.to_owned()))?;
+        // What stands before an @ may be a password, and is not repeated.
+        let shown = |text: &str| text.rsplit_once('@').map_or(text, |(_, address)| address).to_owned();
+        let (scheme, rest) = text.split_once("://").ok_or_else(|| UrlError::Scheme(shown(text)))?;
         let (scheme, default_port) = match scheme.to_ascii_lowercase().as_str() {
             // `socks5h` says that names are resolved by the proxy, which is how names are always treated here.
             "socks5" | "socks5h" => (Scheme::Socks5, 1080),
             "http" => (Scheme::Http, 8080),
             "direct" => (Scheme::Direct, 0),
-            other => return Err(UrlError::Scheme(other.to_owned())),
+            other => return Err(UrlError::Scheme(shown(other))),
         };
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if scheme == Scheme::Direct {
             let host = Host::Ip(Ipv6Addr::UNSPECIFIED.into());
             let this = Self { scheme, host, port: 0, credentials: None };
-            return if rest.is_empty() { Ok(this) } else { Err(UrlError::Tail(rest.to_owned())) };
+            return if rest.is_empty() { Ok(this) } else { Err(UrlError::Tail(shown(rest))) };
         }
         // The last @ ends the credentials: a raw @ in a password is a common slip that has one reading only.
         let (credentials, address) = match rest.rsplit_once('@') {
@@ -252,5 +254,7 @@ mod tests {
         assert_eq!(parse("socks5://:p@h"), Err(UrlError::Credentials));
         assert_eq!(parse("socks5://%zz@h"), Err(UrlError::Escape));
         assert_eq!(parse("direct://x"), Err(UrlError::Tail("x".into())));
+        assert_eq!(parse("u:secret@h:1"), Err(UrlError::Scheme("h:1".into())));
+        assert_eq!(parse("direct://u:secret@h"), Err(UrlError::Tail("h".into())));
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use t2s_core::socks5::{Address, Command, Credentials, Reply, ServerHandshake, ServerOutcome};
 
+use crate::config::{self, ConfigError};
 use crate::log::{Level, Logger, Sink};
 use crate::sys::epoll::{Epoll, Events, Interest};
 use crate::sys::event::Waker;
@@ -57,6 +58,14 @@ pub struct ProxyConfig {
 impl Default for ProxyConfig {
     fn default() -> Self {
         Self { listen: "127.0.0.1:1080".into(), username: None, password: None, log_level: Level::Info }
+    }
+}
+
+impl ProxyConfig {
+    /// Settings from JSON.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let this: Self = config::read(text)?;
+        if this.password.is_some() && this.username.is_none() { Err(ConfigError::PasswordAlone) } else { Ok(this) }
     }
 }
 
@@ -120,6 +129,7 @@ impl Proxy {
             slots: Vec::new(),
             free: Vec::new(),
             generation: 0,
+            started: Vec::new(),
             scratch: vec![0; SCRATCH],
             resolved,
             names,
@@ -180,6 +190,8 @@ struct Server {
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     generation: u32,
+    /// Relays that were made in this turn: the next one moves their first bytes.
+    started: Vec<(usize, u32)>,
     scratch: Vec<u8>,
     resolved: Sender<Resolved>,
     names: Receiver<Resolved>,
@@ -242,6 +254,7 @@ impl Server {
                     busy.push((index, generation));
                 }
             }
+            busy.append(&mut self.started);
         }
     }
 
@@ -370,13 +383,8 @@ impl Server {
         if relay.dial(&self.epoll, token(index, generation, Side::Target)).is_err() {
             return self.abandon(index);
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let alive = relay.advance(&mut scratch);
-        self.scratch = scratch;
-        if alive.is_err() {
-            return self.abandon(index);
-        }
         self.slots[index] = Some(Slot { generation, role: Role::Relay(Box::new(relay)) });
+        self.started.push((index, generation));
     }
 
     /// Resolves a name in a thread of its own: the system's resolver waits.
