@@ -170,7 +170,7 @@ def test_a_summary_says_rates():
 
 
 def test_the_proxy_serves_and_leaves_nothing_behind():
-    before = left()
+    before = None
     for _ in range(50):
         with socket.create_server(("127.0.0.1", 0)) as target, Proxy("127.0.0.1:0", log_level="info") as proxy:
             host, port = proxy.address
@@ -186,6 +186,7 @@ def test_the_proxy_serves_and_leaves_nothing_behind():
             assert proxy.lines() == [("info", f"listening at {host}:{port}")]
             assert proxy.lines() == []
         proxy.stop()
+        before = before or left()  # the first round pays what Python keeps
     assert left() == before
 
 

@@ -215,6 +215,8 @@ impl Worker {
         self.epoll.wait(events, timeout)?;
         self.now = clock();
         self.clockwork.start(self.now.nanos(), !events.is_empty());
+        // Here, so that nobody who changes the route must wake the workers: what comes next dials by the new one.
+        self.shared.route.refresh(&mut self.route_seen, &mut self.route);
         self.unfinished = false;
         self.starved = false;
         for event in events.iter() {
@@ -418,7 +420,6 @@ impl Worker {
                 Command::Stop { grace } => self.stop_at = Some(self.now.plus(grace)),
             }
         }
-        self.shared.route.refresh(&mut self.route_seen, &mut self.route);
     }
 
     /// Does what the stack requests.
