@@ -80,7 +80,7 @@ impl Observer for Signals {
         self.countdown -= 1;
         if self.countdown == 0 {
             self.countdown = SIGNAL_STEPS;
-            self.raised = Python::attach(|py| py.check_signals()).err();
+            self.raised = Python::attach(Python::check_signals).err();
         }
         self.raised.is_some()
     }
