@@ -80,7 +80,10 @@ impl Observer for Signals {
         self.countdown -= 1;
         if self.countdown == 0 {
             self.countdown = SIGNAL_STEPS;
-            self.raised = Python::attach(Python::check_signals).err();
+            // The method's own name is not general enough over lifetimes to compile.
+            #[allow(clippy::redundant_closure_for_method_calls)]
+            let signals = Python::attach(|py| py.check_signals());
+            self.raised = signals.err();
         }
         self.raised.is_some()
     }
