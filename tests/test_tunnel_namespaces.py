@@ -175,19 +175,30 @@ def test_a_refused_port_is_refused(running, version):
     assert client("connect", TARGETS[version], CLOSED_PORT) == "ConnectionRefusedError"
 
 
-def test_a_signal_ends_it_under_load_and_leaves_no_device(world):
-    with tunnel("t2s-signal", world, "--grace", "0.2", "--stats", "0.2", "--queues", "2") as (child, log):
-        full = ["ip", "netns", "exec", CLIENT, *PEERS, "download", TARGETS["v4"], PORT, str(10**12)]
-        with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
-            try:
-                flowing = lambda: " 1 flows (1 opened" in log.read_text(encoding="utf-8")  # noqa: E731
-                until(flowing, "no flow in the counters", log)
-                child.send_signal(signal.SIGTERM)
-                assert child.wait(5) == 0
-                assert not has_device("t2s-signal")
-                assert load.wait(5) != 0, "its connection was reset"
-            finally:
-                load.kill()
+@contextmanager
+def endless_download():
+    """Run a client that downloads until its connection breaks."""
+    full = ["ip", "netns", "exec", CLIENT, *PEERS, "download", TARGETS["v4"], PORT, str(10**12)]
+    with subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as load:
+        try:
+            yield load
+        finally:
+            load.kill()
+
+
+@pytest.mark.parametrize(("grace", "signals", "code"), [("0.2", 1, 0), ("60", 2, -signal.SIGTERM)])
+def test_signals_end_it_under_load_and_leave_no_device(world, grace, signals, code):
+    """One signal resets what the grace time does not end; two end the process at once."""
+    flags = ["--grace", grace, "--stats", "0.2", "--queues", "2"]
+    with tunnel("t2s-signal", world, *flags) as (child, log), endless_download() as load:
+        until(lambda: " 1 flows (1 opened" in log.read_text(encoding="utf-8"), "no flow in the counters", log)
+        for _ in range(signals):
+            child.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert child.wait(5) == code, log.read_text(encoding="utf-8")
+        assert not has_device("t2s-signal")
+        if signals == 1:
+            assert load.wait(5) != 0, "its connection was reset"
     assert "open sesame" not in log.read_text(encoding="utf-8")
 
 
