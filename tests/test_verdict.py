@@ -99,6 +99,25 @@ def test_a_fact_of_one_round_is_enough():
     assert found.measured == 11_000_000
 
 
+def test_a_failure_that_the_hypervisor_explains_is_inconclusive(steal):
+    seconds = 2.0
+    change = scale(3, "latency", "p99")
+    assert verdict(P99, change).status is Status.FAIL
+    steal["ms"] = 2 * 0.02 * seconds * 1e3
+    found = verdict(P99, change)
+    assert found.status is Status.INCONCLUSIVE
+    assert "hypervisor" in found.reasons[0]
+    loop = 'fail_if = "loop_on_cpu_max_ns > 10_000_000"'
+
+    def slow(spec, tree):
+        if spec["scenario"] == "other" and spec["phase"] == "load":
+            tree["loop"]["max_on_cpu_ns"] = 15_000_000
+
+    assert verdict(loop, slow).status is Status.INCONCLUSIVE
+    steal["ms"] = 2 * 3.0
+    assert verdict(loop, slow).status is Status.FAIL, "3 ms do not explain 5 ms"
+
+
 def test_a_generator_that_fell_behind_is_the_machines_fault():
     def change(spec, tree):
         if spec["scenario"] == "other" and spec["phase"] == "load":

@@ -69,7 +69,7 @@ fn packet(index: usize, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) 
 }
 
 /// One turn with a sink that sends five bytes back; `seen` gets each header on its way out.
-fn turn(stack: &mut Stack, now: Instant, packets: Vec<Vec<u8>>, mut seen: impl FnMut(&[u8])) {
+fn turn(stack: &mut Stack, now: Instant, packets: &[Vec<u8>], mut seen: impl FnMut(&[u8])) {
     let mut batch: Vec<Packet> = packets
         .iter()
         .map(|packet| Packet::plain(stack.pool().alloc_copy(packet, 0).expect("below the ceiling")))
@@ -108,16 +108,16 @@ fn main() {
         let flows = first..FLOWS.min(first + BATCH);
         let mut acks = vec![SeqNumber(0); BATCH];
         let slot =
-            |header: &[u8], tcp: &Tcp| (usize::from(header[18]) << 14 | usize::from(tcp.dst_port - 1_024)) - first;
-        let syns = flows.clone().map(|i| packet(i, Flags::SYN, 0, SeqNumber(0), b"")).collect();
-        turn(&mut stack, now, syns, |header| {
+            |header: &[u8], tcp: &Tcp| ((usize::from(header[18]) << 14) | usize::from(tcp.dst_port - 1_024)) - first;
+        let syns: Vec<_> = flows.clone().map(|i| packet(i, Flags::SYN, 0, SeqNumber(0), b"")).collect();
+        turn(&mut stack, now, &syns, |header| {
             let tcp = Tcp::parse(&header[20..]).expect("a SYN-ACK");
             acks[slot(header, &tcp)] = tcp.seq + 1;
         });
-        let data = flows.clone().map(|i| packet(i, Flags::ACK, 1, acks[i - first], b"query")).collect();
-        turn(&mut stack, now, data, |_| {});
-        let done = flows.map(|i| packet(i, Flags::ACK, 6, acks[i - first] + 5, b"")).collect();
-        turn(&mut stack, now, done, |_| {});
+        let data: Vec<_> = flows.clone().map(|i| packet(i, Flags::ACK, 1, acks[i - first], b"query")).collect();
+        turn(&mut stack, now, &data, |_| {});
+        let done: Vec<_> = flows.map(|i| packet(i, Flags::ACK, 6, acks[i - first] + 5, b"")).collect();
+        turn(&mut stack, now, &done, |_| {});
     }
     let stats = stack.stats();
     assert_eq!((stats.flows, stats.buffered, stats.drops.total()), (FLOWS as u64, 0, 0), "all open, nothing held");
