@@ -9,7 +9,7 @@ settings.load_profile("t2s")
 
 @pytest.fixture(autouse=True)
 def steal(monkeypatch):
-    """Keep the real hypervisor out of verdicts: it takes `steal["ms"]` milliseconds a phase, 0 unless a test says more."""
+    """Keep the real hypervisor out of verdicts: a phase loses `steal["ms"]` milliseconds, 0 unless a test says more."""
     taken = {"ms": 0.0, "sum": 0.0}
 
     def stolen_ms():
