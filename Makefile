@@ -38,7 +38,8 @@ $(VENV)/tools: $(VENV)/made pyproject.toml
 
 build: $(VENV)/made  ## install the package, with its release extension, into the virtual environment
 	@$(PYTHON) packaging/check_rust.py
-	. $(BIN)/activate && maturin develop --release --locked --quiet
+	@echo "building the release extension (a few minutes the first time)"
+	@. $(BIN)/activate && maturin develop --release --locked --quiet > $(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
 
 test: $(VENV)/tools lint rust-test python-test  ## all of it: format, lints, cargo test, types, stub, pytest
 
