@@ -366,6 +366,8 @@ impl Seat {
         if let Some(cpu) = self.cpu {
             // Without permission to pin, the run goes on unpinned: it is noisier, not wrong.
             let _ = sched::pin_to(cpu);
+            // Threads that poll are the first to lose a CPU to whatever wakes up. Likewise without permission.
+            let _ = sched::prefer_this_thread();
         }
         Idle { patience: self.patience, since: 0 }
     }

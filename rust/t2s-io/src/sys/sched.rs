@@ -23,6 +23,12 @@ pub fn allowed_cpus() -> io::Result<Vec<usize>> {
     Ok((0..CPU_SETSIZE).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
+/// Asks the scheduler to prefer the calling thread (nice -15); true if it may. Nice values are a thread's own on Linux.
+pub fn prefer_this_thread() -> bool {
+    // SAFETY: no pointers; 0 means the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -15) == 0 }
+}
+
 /// Binds the calling thread to one CPU.
 pub fn pin_to(cpu: usize) -> io::Result<()> {
     if cpu >= CPU_SETSIZE {
