@@ -67,6 +67,7 @@ def run(
     udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
     memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,
     checksum: Annotated[str | None, typer.Option(help="auto, scalar, swar, avx2, avx512 or neon.")] = None,
+    busy_poll_us: Annotated[int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")] = None,
     loop_limit_ms: Annotated[int | None, typer.Option(help="Iterations longer than this are alarms; 0 off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
     stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,

@@ -85,6 +85,8 @@ class TunnelConfig:
     """Payload that all flows together may hold in memory."""
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] | None = None
     """Checksum kernel."""
+    busy_poll_us: int | None = None
+    """Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0 never."""
     loop_limit_ms: int | None = None
     """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
     log_level: LogLevel | None = None

@@ -121,6 +121,8 @@ pub struct TunnelConfig {
     pub checksum: String,
     /// An event-loop iteration longer than this raises an alarm, milliseconds; 0 switches the watchdog off.
     pub loop_limit_ms: u32,
+    /// Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0: never.
+    pub busy_poll_us: u32,
     /// What is worth a line.
     pub log_level: Level,
 }
@@ -152,6 +154,7 @@ impl Default for TunnelConfig {
             memory_budget_mib: 256,
             checksum: "auto".into(),
             loop_limit_ms: 10,
+            busy_poll_us: 0,
             log_level: Level::Info,
         }
     }
@@ -231,6 +234,7 @@ impl TunnelConfig {
         range("max_pending_connects", self.max_pending_connects, 1, 1_000_000)?;
         range("max_udp_sessions", self.max_udp_sessions, 1, 1_000_000)?;
         range("connect_timeout", self.connect_timeout, 1, 3_600)?;
+        range("busy_poll_us", self.busy_poll_us, 0, 1_000)?;
         range("udp_idle_timeout", self.udp_idle_timeout, 1, 86_400)?;
         range("memory_budget_mib", self.memory_budget_mib, 8, 65_536)
     }
