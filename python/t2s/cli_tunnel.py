@@ -53,6 +53,7 @@ def run(
     queues: Annotated[int | None, typer.Option(help="Queues of the device, each with a thread.")] = None,
     offload: Annotated[str | None, typer.Option(help="auto or off.")] = None,
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
+    user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
     dns: Annotated[str | None, typer.Option(help="direct, or over-tcp.")] = None,
     accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
