@@ -78,6 +78,8 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/tmp "$@"
 def prefix(who, mode="666"):
     """Return the words that run a command in the client's namespace as root or as nobody."""
     words = ["ip", "netns", "exec", CLIENT]
+    if who == "container":
+        words += ["setpriv", "--bounding-set", "-sys_admin"]  # root, but not of namespaces
     if who == "nobody":
         words += ["unshare", "--mount", "sh", "-c", NOBODYS_VIEW, "view", mode, sys.base_prefix]
     return words
@@ -113,7 +115,7 @@ def told(who, *command):
 
 @pytest.mark.root
 @pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
-@pytest.mark.parametrize("who", ["root", "nobody"])
+@pytest.mark.parametrize("who", ["root", "container", "nobody"])
 class TestExec:
     def test_traffic_goes_through_the_tunnel(self, world, who):
         with watching(SERVER, "wire", world / "wire.log") as outside:

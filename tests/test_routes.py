@@ -77,6 +77,10 @@ def test_settings_of_routes(tmp_path):
             load({"proxy": "direct://", key: value}, None, {})
     with pytest.raises(ConfigError, match='did you mean "ipv6"'):
         load({"proxy": "direct://", "auto_route": True, "families": "ipv5"}, None, {})
+    for proxy in ("socks5://127.0.0.1:9050", "socks5://a:b@localhost", "http://[::1]:8080"):
+        with pytest.raises(ConfigError, match="the proxy is on this machine"):
+            load({"proxy": proxy, "auto_route": True}, None, {})
+        assert load({"proxy": proxy, "auto_route": True, "exclude": ["192.0.2.0/24"]}, None, {}).routes is not None
     file.write_text('proxy = "direct://"\nexclude = [10]\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=":2: exclude: must be a list of strings"):
         load({}, file, {})
@@ -180,11 +184,13 @@ def running(folder, *arguments, **more):
     """The same, and it must run, and leave nothing behind when it is told to end."""
     with tunnel(folder, *arguments, **more) as (child, log):
         assert child.poll() is None, log.read_text(encoding="utf-8")
+        keeper = keeper_of(child)
         yield child, log
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
             assert child.wait(10) == 0, log.read_text(encoding="utf-8")
             assert put_in_place() == []
+            assert not Path(f"/proc/{keeper}").exists()
 
 
 def client(command, *arguments):
@@ -294,6 +300,20 @@ class TestInNamespaces:
             assert child.wait(5) == 0, log.read_text(encoding="utf-8")
         assert put_in_place() == []
         assert down().stdout == "removed 0 leftover rules, routes and addresses\n"
+
+    def test_a_stranger_with_the_owners_name_ends_nobody(self, world):
+        code = (
+            f"import os, socket; os.setuid(65534); lock = socket.socket(socket.AF_UNIX); lock.bind({routes.LOCK!r});"
+            "lock.listen(); print('ready', flush=True); peer, _ = lock.accept();"
+            "peer.send(str(os.getppid()).encode()); lock.accept()"
+        )
+        log = world / "stranger.log"
+        with process(CLIENT, [sys.executable, "-c", code], log) as stranger:
+            until(says(log, "ready"), "no stranger", log)
+            done = down()
+            assert done.returncode == 1
+            assert f"process {stranger.pid} of user 65534 has the routes" in done.stderr
+            assert stranger.poll() is None
 
     @contextmanager
     def connection(self, folder, name, port):

@@ -48,10 +48,10 @@ class Keeper:
 
         inbound = look()
         ours, theirs = socket.socketpair()
-        process = os.fork()
+        tunnel, process = os.getpid(), os.fork()
         if process == 0:
             ours.close()
-            _keep(theirs, settings, inbound)
+            _keep(theirs, tunnel, settings, inbound)
         theirs.close()
         keeper = cls(ours, process)
         keeper._answer()
@@ -99,7 +99,7 @@ class Keeper:
         self.close()
 
 
-def _keep(pipe: socket.socket, settings: RouteSettings, inbound: Inbound) -> NoReturn:
+def _keep(pipe: socket.socket, tunnel: int, settings: RouteSettings, inbound: Inbound) -> NoReturn:
     """Be the keeper."""
     code = 1
     try:
@@ -112,7 +112,7 @@ def _keep(pipe: socket.socket, settings: RouteSettings, inbound: Inbound) -> NoR
             _say(pipe, lines=[])
             if device := pipe.recv(_ANSWER_BYTES).decode().strip():
                 _say(pipe, lines=routes.install(ipr, device, settings, inbound))
-                _wait(pipe, lock)
+                _wait(pipe, lock, tunnel)
             routes.remove(ipr)
         _say(pipe, lines=[])
         code = 0
@@ -125,14 +125,15 @@ def _keep(pipe: socket.socket, settings: RouteSettings, inbound: Inbound) -> NoR
         os._exit(code)
 
 
-def _wait(pipe: socket.socket, lock: socket.socket) -> None:
-    """Wait for the end of the pipe, and let those in who want to see who we are."""
+def _wait(pipe: socket.socket, lock: socket.socket, tunnel: int) -> None:
+    """Wait for the end of the pipe, and tell those who ask whose routes these are."""
     while True:
         ready, _, _ = select.select([pipe, lock], [], [])
         if pipe in ready and not pipe.recv(_ANSWER_BYTES):
             return
         if lock in ready:
-            lock.accept()[0].close()
+            with lock.accept()[0] as asking, contextlib.suppress(OSError):  # it may have gone
+                asking.send(str(tunnel).encode())
 
 
 def _say(pipe: socket.socket, **answer: object) -> None:
@@ -147,16 +148,15 @@ def down() -> tuple[int | None, int]:
     """
     holder, ended = routes.owner(), None
     if holder is not None:
-        keeper, user = holder
-        # Anybody can take the name; a process is not ended because a stranger is its child.
-        if user != os.geteuid():
+        # Anybody can take the name; a process is not ended because a stranger says so.
+        if holder.user != os.geteuid():
             raise TunnelError(
-                f"down: the routes are held by process {keeper} of user {user}, not by this user's tunnel"
+                f"down: process {holder.process} of user {holder.user} has the routes, which is not this user's tunnel"
             )
-        ended = _parent(keeper)
-        if ended is None:
-            raise TunnelError("down: the tunnel's process cannot be seen from here; end it in its PID namespace")
-        os.kill(ended, signal.SIGTERM)
+        # A keeper whose parent is another one by now has lost its tunnel, and is about to go by itself.
+        if holder.tunnel and _parent(holder.process) == holder.tunnel:
+            ended = holder.tunnel
+            os.kill(ended, signal.SIGTERM)
     with _lock_within(DOWN_S), routes.kernel() as ipr:
         return ended, routes.remove(ipr)
 
@@ -174,10 +174,9 @@ def _lock_within(seconds: float) -> socket.socket:
 
 
 def _parent(process: int) -> int | None:
-    """Return a keeper's parent, which is the tunnel's process; None where it cannot be seen or is gone."""
+    """Return a process's parent; None where it cannot be seen or is gone."""
     try:
         text = (Path("/proc") / str(process) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    parent = int(text.rpartition(")")[2].split()[1])
-    return parent if process > 0 and parent > 1 else None
+    return int(text.rpartition(")")[2].split()[1])

@@ -34,7 +34,13 @@ def enter(*, user: bool) -> None:
     """
     owner, group = os.geteuid(), os.getegid()
     try:
-        _unshare(_NEWNS | _NEWNET | (_NEWUSER if user else 0))
+        try:
+            _unshare(_NEWNS | _NEWNET | (_NEWUSER if user else 0))
+        except PermissionError:
+            if user:
+                raise
+            user = True  # root of a container, who needs a user namespace like everybody
+            _unshare(_NEWNS | _NEWNET | _NEWUSER)
         if user:
             # The kernel lets a process map itself alone, and its group only when it cannot drop groups any more.
             Path("/proc/self/setgroups").write_text("deny", encoding="ascii")

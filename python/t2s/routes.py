@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from t2s._core import ConfigError, TunnelError
 
@@ -59,7 +60,10 @@ WIDE = {socket.AF_INET: 7, socket.AF_INET6: 3}
 LOCK = "\0t2s-routes"
 """Abstract socket that the owner of the routes holds: one for each network namespace, gone with its owner."""
 
-_TO_TABLE, _GOTO, _NOP, _UNREACHABLE = 1, 2, 3, 7  # linux/fib_rules.h `FR_ACT_*`, and `RTN_UNREACHABLE`
+ANSWER_S = 2.0
+"""Time for the owner to say who it is, seconds."""
+
+_GOTO, _NOP, _UNREACHABLE = 2, 3, 7  # linux/fib_rules.h `FR_ACT_*`, and `RTN_UNREACHABLE`
 _NODAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # linux/if_addr.h `IFA_F_*`
 _MAIN = 254
 _STRICT, _LOOSE = 1, 2
@@ -102,6 +106,15 @@ class RouteSettings:
         return self.families in {"both", "ipv4" if family == socket.AF_INET else "ipv6"}
 
 
+def is_here(proxy: str) -> bool:
+    """Whether a proxy's URL names this very machine, by a loopback address."""
+    try:
+        host = urlsplit(proxy).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, or no URL, which is the core's to judge
+
+
 def _parse(key: str, text: str, parse: Any) -> Any:
     try:
         return parse(text)
@@ -127,21 +140,37 @@ def take_lock() -> socket.socket:
     except OSError:
         lock.close()
         holder = owner()
-        who = f"process {holder[0]}" if holder and holder[0] else "a process that cannot be seen from here"
+        who = f"process {holder.process}" if holder and holder.process else "a process that cannot be seen from here"
         raise TunnelError(f"routes: {who} leads traffic into a tunnel here already; `t2s down` ends it") from None
     return lock
 
 
-def owner() -> tuple[int, int] | None:
-    """Return process and user that own this namespace's routes: None for nobody, process 0 for one out of sight."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who has the routes of this network namespace."""
+
+    process: int
+    """The keeper; 0 for one of another PID namespace."""
+    user: int
+    """Its user."""
+    tunnel: int
+    """The tunnel's process, as the keeper says; 0 when it does not say."""
+
+
+def owner() -> Owner | None:
+    """Return who owns this namespace's routes, or None for nobody."""
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
+        probe.settimeout(ANSWER_S)
         try:
             probe.connect(LOCK)
         except ConnectionRefusedError:
             return None
         process, user, _ = struct.unpack("=iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        return process, user
+        try:
+            text = probe.recv(16)
+        except OSError:  # it is busy, or about to go
+            text = b""
+        return Owner(process, user, int(text) if text.isdigit() else 0)
 
 
 def install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -> list[str]:

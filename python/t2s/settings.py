@@ -100,7 +100,7 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
             if own[key] and own["auto_route"] is None:
                 raise ConfigError(f"{key}: needs auto_route")
         return None
-    from t2s.routes import RouteSettings  # noqa: PLC0415 - only those who want routes pay for it
+    from t2s.routes import RouteSettings, is_here  # noqa: PLC0415 - only those who want routes pay for it
 
     check("mark", tunnel.get("mark"), int | None)
     check("families", own["families"], Families | None)
@@ -111,6 +111,11 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
         families=own["families"] or "both",
         force=bool(own["force"]),
     )
+    if is_here(str(tunnel.get("proxy"))) and not (routes.exclude or routes.force):
+        raise ConfigError(
+            "auto_route: the proxy is on this machine, so that what it sends would enter the tunnel again; give "
+            "--exclude with the network that it sends to, or --force when it marks its own sockets"
+        )
     tunnel["mark"] = routes.mark
     return routes
 
