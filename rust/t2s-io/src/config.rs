@@ -93,6 +93,8 @@ pub struct TunnelConfig {
     pub offload: OffloadMode,
     /// Set the interface up.
     pub up: bool,
+    /// User that the process becomes once the device is open, without capabilities but the one that `mark` needs.
+    pub user: Option<String>,
     /// When the client's handshake is answered.
     pub accept: Accept,
     /// Congestion control towards the client.
@@ -140,6 +142,7 @@ impl Default for TunnelConfig {
             queues: 1,
             offload: OffloadMode::Auto,
             up: true,
+            user: None,
             accept: Accept::Deferred,
             congestion: CongestionControl::Cubic,
             pipeline: Pipeline::Auto,
