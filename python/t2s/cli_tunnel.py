@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
@@ -17,7 +18,7 @@ import typer
 from t2s._core import ConfigError, T2sError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
     from t2s.settings import RunSettings
@@ -71,6 +72,10 @@ def run(
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
     stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
     grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics; to this host alone without an address."),
+    ] = None,
 ) -> None:
     """Carry what is sent into a TUN device through a proxy, until SIGINT or SIGTERM."""
     flags = {key: value for key, value in locals().items() if value is not None and key != "config"}
@@ -83,7 +88,7 @@ def run(
     except T2sError as error:
         _refuse(error)
     try:
-        with tunnel, _Signals() as signals:
+        with tunnel, _Signals() as signals, _metrics(settings, tunnel):
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
             _tell(tunnel.lines())
             tunnel.stop(settings.grace)
@@ -117,6 +122,23 @@ def proxy(
             _tell(server.lines())
             time.sleep(TURN_S)
     _tell(server.lines())
+
+
+@contextmanager
+def _metrics(settings: RunSettings, tunnel: Tunnel) -> Iterator[None]:
+    """Serve metrics where the settings say so; what that needs is loaded only then."""
+    if settings.metrics is None:
+        yield
+        return
+    from ipaddress import ip_address
+
+    from t2s.metrics_server import MetricsServer
+
+    with MetricsServer(*settings.metrics, tunnel) as server:
+        typer.echo(f"info: metrics at {server.url}", err=True)
+        if not ip_address(settings.metrics[0]).is_loopback:
+            typer.echo("warn: everybody who reaches this address reads these metrics", err=True)
+        yield
 
 
 class _Signals:

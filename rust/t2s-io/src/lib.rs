@@ -10,6 +10,7 @@ pub mod engine;
 pub mod load;
 pub mod log;
 pub mod proxy;
+mod rates;
 pub mod replay;
 pub mod sys;
 pub mod tun;
