@@ -47,7 +47,7 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     # key of `Tunnel.stats`: metric, what it says, labels, factor to the base unit
     "packets_in": ("packets", "IP packets of the device; super-segments count once.", {"direction": "in"}, 1),
     "packets_out": ("packets", "", {"direction": "out"}, 1),
-    "packet_bytes_in": ("packet_bytes", "Their bytes.", {"direction": "in"}, 1),
+    "packet_bytes_in": ("packet_bytes", "Bytes of IP packets of the device.", {"direction": "in"}, 1),
     "packet_bytes_out": ("packet_bytes", "", {"direction": "out"}, 1),
     "bytes_up": ("payload_bytes", "TCP payload that upstreams took (up) or gave (down).", {"direction": "up"}, 1),
     "bytes_down": ("payload_bytes", "", {"direction": "down"}, 1),
@@ -60,11 +60,11 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     "datagrams_lost": ("datagrams_lost", "Datagrams lost at upstreams.", {}, 1),
     "dns_queries": ("dns_queries", "DNS queries seen.", {}, 1),
     "lookups": ("dns_lookups", "DNS queries carried over TCP.", {}, 1),
-    "lookups_answered": ("dns_lookups_answered", "Of these, answered.", {}, 1),
+    "lookups_answered": ("dns_lookups_answered", "DNS queries carried over TCP and answered.", {}, 1),
     "icmp_echoes": ("icmp_echoes", "Echo requests answered.", {}, 1),
     "icmp_errors": ("icmp_errors", "ICMP errors sent.", {}, 1),
     "dials": ("dials", "Connections dialled for TCP flows.", {}, 1),
-    "dials_done": ("dials_done", "Of these, made.", {}, 1),
+    "dials_done": ("dials_done", "Connections made for TCP flows.", {}, 1),
     "upstream_resets": ("upstream_resets", "Upstreams that broke while bytes flowed.", {}, 1),
     "device_reads": ("device_calls", "Reads from and writes to the device.", {"call": "read"}, 1),
     "device_writes": ("device_calls", "", {"call": "write"}, 1),
@@ -107,6 +107,8 @@ HISTOGRAMS: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 FAILURES = "dial_failures"
 """The key whose names are causes, with a SOCKS5 reply code in some of them."""
+INHERITED = "inherited"
+"""The label of a device that tells no name."""
 DERIVED = {"dial_mean_ns", "iterations"}
 """Keys that a histogram's sum and count say already."""
 
@@ -124,8 +126,8 @@ class TunnelCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Ask the tunnels."""
         families = _Families(["device"])
-        for tunnel in self._tunnels:
-            families.add(tunnel.name, tunnel.stats(), running=tunnel.running)
+        for device, tunnel in zip(labels_of([tunnel.name for tunnel in self._tunnels]), self._tunnels, strict=True):
+            families.add(device, tunnel.stats(), running=tunnel.running)
         return families.all()
 
 
@@ -189,6 +191,22 @@ class _Families:
                 self._found[name].add_metric([device, *labels.values()], buckets, value["sum_ns"] * NANOS)
             elif key not in DERIVED and isinstance(value, int | float):
                 self._family(UntypedMetricFamily, key, f"{key} of Tunnel.stats.", {}).add_metric([device], value)
+
+
+def labels_of(names: list[str]) -> list[str]:
+    """Give each device a label that no other has; descriptors from elsewhere may have no name.
+
+    >>> labels_of(["t2s0", "", ""])
+    ['t2s0', 'inherited', 'inherited-2']
+    """
+    found: list[str] = []
+    for name in names:
+        label, count = name or INHERITED, 1
+        while label in found:
+            count += 1
+            label = f"{name or INHERITED}-{count}"
+        found.append(label)
+    return found
 
 
 def cause(name: str) -> tuple[str, str]:
