@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import t2s
+from socks import device
 from t2s import ConfigError, Proxy, Tunnel, TunnelConfig, TunnelError, _core, cli_routes, cli_tunnel, settings
 from t2s.cli import app
 from t2s.settings import load
@@ -114,6 +115,16 @@ def test_devices_and_proxies_that_cannot_be_had():
         Tunnel("direct://", tun_fd=99_999)
     with pytest.raises(TunnelError, match="cannot resolve the proxy"):
         Tunnel("socks5://name.invalid", tun_fd=99_999)
+
+
+def test_a_device_whose_other_end_is_gone_ends_the_tunnel():
+    ours, theirs = device()
+    with theirs, Tunnel("direct://", tun_fd=theirs.fileno(), log_level="off") as tunnel:
+        assert not tunnel.wait(0)
+        ours.close()
+        with pytest.raises(TunnelError, match="the device failed"):
+            tunnel.wait(5)
+        assert not tunnel.running
 
 
 def test_secrets_stay_secret(file):

@@ -88,7 +88,7 @@ class TunnelConfig:
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] | None = None
     """Checksum kernel."""
     busy_poll_us: int | None = None
-    """Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0 never."""
+    """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never."""
     loop_limit_ms: int | None = None
     """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
     log_level: LogLevel | None = None
@@ -199,13 +199,20 @@ class Tunnel:
         return self._core.stats()
 
     def flows(self) -> pl.DataFrame:
-        """Return a row for each TCP flow: both ends, state, bytes, and its phase times, nanoseconds since its SYN."""
+        """Return a row for each TCP flow and each UDP session, which has no state and no phases.
+
+        Columns: both ends (of a UDP session, where its first datagram went), state, payload bytes, `rate_up` and
+        `rate_down` in bytes a second, and phase times in nanoseconds since the SYN, 0 for what has not happened yet.
+        Rates are means since the call before, and since the flow's start at the first; calls within half a second of
+        each other return the same rates.
+        """
         import polars as pl  # noqa: PLC0415 - the tunnel itself needs none of it
 
         text, number, port = pl.String(), pl.Int64(), pl.UInt16()
         schema = pl.Schema(
             {
                 "worker": number,
+                "protocol": text,
                 "client": text,
                 "client_port": port,
                 "target": text,
@@ -213,6 +220,8 @@ class Tunnel:
                 "state": text,
                 "bytes_up": number,
                 "bytes_down": number,
+                "rate_up": pl.Float64(),
+                "rate_down": pl.Float64(),
                 "age_ns": number,
                 "connect_ns": number,
                 "reply_ns": number,

@@ -22,6 +22,7 @@ use crate::dial::resolve::SharedRoute;
 use crate::dial::{Credentials, Route, guide};
 use crate::log::{Level, Logger, Sink};
 use crate::privilege::{self, PrivilegeError, Successor};
+use crate::rates::Rates;
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::event::Waker;
@@ -122,6 +123,7 @@ pub struct Tunnel {
     guide: Mutex<Option<JoinHandle<()>>>,
     running: Arc<Running>,
     failure: Mutex<Option<RunError>>,
+    rates: Mutex<Rates>,
     started: u64,
 }
 
@@ -187,6 +189,7 @@ impl Tunnel {
             guide: Mutex::new(None),
             running: Arc::new(Running { count: Mutex::new(0), bell: Condvar::new() }),
             failure: Mutex::new(None),
+            rates: Mutex::default(),
             started: monotonic_nanos(),
             shared,
         };
@@ -274,9 +277,14 @@ impl Tunnel {
         TunnelStats::sum(&workers, &self.pool.stats(), uptime)
     }
 
-    /// A row for each TCP flow.
+    /// A row for each TCP flow and each UDP session.
+    ///
+    /// Its rates are means since the question before (the first time: since the flow's start); questions that follow
+    /// each other within half a second hear the same.
     pub fn flows(&self) -> Vec<FlowRow> {
-        self.ask(Command::Flows, |_| None).into_iter().flatten().collect()
+        let mut rows: Vec<FlowRow> = self.ask(Command::Flows, |_| None).into_iter().flatten().collect();
+        lock(&self.rates).fill(&mut rows);
+        rows
     }
 
     /// Changes the proxy's credentials (for connections from now on) and the log's threshold.

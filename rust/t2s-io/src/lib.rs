@@ -11,6 +11,7 @@ pub mod load;
 pub mod log;
 pub mod privilege;
 pub mod proxy;
+mod rates;
 pub mod replay;
 pub mod sys;
 pub mod tun;

@@ -185,7 +185,7 @@ impl Inner {
         if len + if client.is_ipv4() { ip_len } else { 0 } > 65_535 {
             return self.drop_reply(payload, DropReason::TooBig);
         }
-        self.sessions.touch(now, session);
+        self.sessions.touch(now, session, payload.len());
         let mut buf = payload;
         if buf.headroom() < ip_len + UDP_HEADER {
             let Ok(copy) = self.pool.alloc_copy(buf.as_slice(), DATAGRAM_HEADROOM) else {

@@ -10,6 +10,7 @@
 
 mod clockwork;
 mod datagrams;
+mod histogram;
 mod lookup;
 mod patience;
 mod stats;
@@ -40,6 +41,7 @@ use crate::tun::{Queue, VNET_HEADER};
 
 use clockwork::Clockwork;
 use datagrams::Datagrams;
+pub use histogram::Histogram;
 use lookup::Lookups;
 use patience::Patience;
 pub use stats::{FlowRow, TunnelStats, WorkerStats};
@@ -73,7 +75,7 @@ pub(crate) const FOREIGN: usize = 1_024;
 pub(crate) enum Command {
     /// A copy of its counters.
     Stats(Sender<WorkerStats>),
-    /// A row for each of its TCP flows.
+    /// A row for each of its TCP flows and UDP sessions.
     Flows(Sender<Vec<FlowRow>>),
     /// End: at once when `grace` is 0, else when the flows are done or the time is up (nanoseconds).
     Stop {
@@ -344,6 +346,11 @@ impl Worker {
             let Some(mut buf) = self.scratch() else { break };
             buf.reset(HEADROOM);
             match self.queue.read(buf.spare_mut()) {
+                // No packet is empty: whatever an inherited descriptor leads to, its other end is gone.
+                Ok(0) => {
+                    self.keep(buf);
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 Ok(len) => {
                     bytes += len;
                     self.stats.device_reads += 1;
