@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rig import peer, process
@@ -31,6 +31,10 @@ OPEN_RATE = 20_000
 """Datagrams a second of the open loop."""
 IDLE_FLOWS = 1_000
 """Connections that are open and silent."""
+MANY_STREAMS = 512
+"""Streams at once that shall all be served."""
+MANY_LONGER = 2.5
+"""Their window is so much longer: each one gets a 512th of it."""
 GIVEN_BACK_S = 10.0
 """So long after closing them memory is looked at again, seconds."""
 SETTLED_S = 2.0
@@ -83,10 +87,11 @@ class Measure:
     """In how many rounds it runs at most: what hardly varies need not be repeated."""
 
 
-def bulk(direction: str, streams: int) -> Callable[[Context, Instance], Numbers]:
-    """Return a measure of many bytes in one direction."""
+def bulk(direction: str, streams: int, longer: float = 1.0) -> Callable[[Context, Instance], Numbers]:
+    """Return a measure of many bytes in one direction, in a window that may be longer than others."""
 
     def take(context: Context, instance: Instance) -> Numbers:
+        context = replace(context, seconds=context.seconds * longer)
         arguments = ["--direction", direction, "--streams", str(streams), *context.window]
         with profiled(context, instance, f"{direction}{streams}"):
             said, used = context.load(instance, "bulk", *arguments)
@@ -172,7 +177,7 @@ def memory(context: Context, instance: Instance) -> Numbers:
         raise RigError("the ceiling has no process")
     try:
         time.sleep(SETTLED_S)
-        idle = process.resident_bytes(instance.pid)
+        idle = process.resident(instance.pid)
         holder = subprocess.Popen(
             process.within(context.network.client, [str(context.peer), "idle", *instance.way, *_flows()]),
             stdin=subprocess.PIPE,
@@ -182,20 +187,22 @@ def memory(context: Context, instance: Instance) -> Numbers:
         try:
             said = peer.parsed(holder.stdout.readline() if holder.stdout else "")
             time.sleep(SETTLED_S)
-            full = process.resident_bytes(instance.pid)
+            full = process.resident(instance.pid)
             holder.communicate("close\n", timeout=process.END_S)
         finally:
             holder.kill()
             holder.wait(process.END_S)
         time.sleep(GIVEN_BACK_S)
-        after = process.resident_bytes(instance.pid)
+        after = process.resident(instance.pid)
     finally:
         instance.stop()
     return {
-        "idle_mb": idle / MB,
+        "idle_mb": idle.whole / MB,
         "open": float(said["open"]),
-        "more_mb": (full - idle) / MB,
-        "kept_mb": (after - idle) / MB,
+        "more_mb": (full.whole - idle.whole) / MB,
+        "kept_mb": (after.whole - idle.whole) / MB,
+        "more_anonymous_mb": (full.anonymous - idle.anonymous) / MB,
+        "kept_anonymous_mb": (after.anonymous - idle.anonymous) / MB,
     }
 
 
@@ -231,7 +238,9 @@ def all_measures() -> list[Measure]:
             for streams in (1, 8):
                 name = f"{direction}{streams}" if mtu == MTU else f"{direction}{streams}@{mtu}"
                 made.append(Measure(name, "bulk" if mtu == MTU else "mtu", bulk(direction, streams), mtu))
-    made += [Measure(f"{direction}512", "streams", bulk(direction, 512)) for direction in ("up", "down")]
+    for direction in ("up", "down"):
+        take = bulk(direction, MANY_STREAMS, MANY_LONGER)
+        made.append(Measure(f"{direction}{MANY_STREAMS}", "streams", take))
     made += [Measure(f"rr{count}", "rr", exchange("rr", "--connections", str(count))) for count in (1, 8)]
     made.append(Measure("crr", "crr", exchange("crr", "--workers", "8")))
     made.append(Measure("udp", "udp", datagrams_at_most))

@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 """Resolution of the kernel's CPU times, seconds."""
-PAGE = os.sysconf("SC_PAGE_SIZE")
-"""Bytes of a page."""
 POLL_S = 0.01
 """How often something is waited for."""
 END_S = 5.0
@@ -82,9 +81,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[user]) + int(fields[system])) * TICK_S
 
 
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process, shared pages included."""
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1]) * PAGE
+@dataclass(frozen=True)
+class Resident:
+    """Resident memory of a process, bytes."""
+
+    whole: int
+    """All of it, shared pages of programs and libraries included."""
+    anonymous: int
+    """What it allocated itself."""
+
+
+def resident(pid: int) -> Resident:
+    """Return the resident memory of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    kib = {line.partition(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("VmRSS:", "RssAnon:"))}
+    return Resident(kib["VmRSS"] * 1024, kib["RssAnon"] * 1024)
 
 
 def machine_ticks() -> tuple[int, int, int]:

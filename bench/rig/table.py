@@ -38,6 +38,8 @@ UNITS = {
     "open": ("flows open", 1.0),
     "more_mb": ("more MB", 1.0),
     "kept_mb": ("kept MB", 1.0),
+    "more_anonymous_mb": ("more, allocated MB", 1.0),
+    "kept_anonymous_mb": ("kept, allocated MB", 1.0),
 }
 """What the numbers are called, with the factor to that unit."""
 RATED = ("bytes_per_s", "per_s", "p50_us", "p99_us")
