@@ -98,16 +98,25 @@ def report(plan: runner.Plan, outcome: runner.Outcome, missing: dict[str, str], 
     head = (
         f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
         f"{os.cpu_count()} CPUs, Linux {platform.release()}; the hypervisor took at most {busiest:.0%} of a measure.\n"
-        f"Medians, with the span of the rounds, which holds the true median in {median_coverage(plan.rounds):.0%} of"
-        " runs; behind it the ratio to the ceiling, of the same rounds."
+        f"{_reading(plan.rounds)}"
     )
     parts = [head, table.results(outcome, names, tried)]
     if "t2s" in names:
         parts.append(table.targets(targets.rows(outcome, "t2s", tried)))
     if more and "t2s" in names:
         parts.append(table.versus(outcome, "t2s", more, tried))
-    parts.append(table.failures(outcome.errors(), missing, outcome.deaths))
+    parts.append(table.failures(outcome, missing))
     return "\n\n".join(part for part in parts if part)
+
+
+def _reading(rounds: int) -> str:
+    """Say how a cell is read."""
+    if rounds == 1:
+        return "One round: nothing is known of its spread. Behind a number stands its ratio to the ceiling."
+    return (
+        f"Medians, with the span of the rounds, which holds the true median in {median_coverage(rounds):.0%} of runs;"
+        " behind it the ratio to the ceiling, of the same rounds."
+    )
 
 
 def _check(profile: bool, out: Path | None, server: str) -> None:

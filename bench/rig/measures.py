@@ -95,7 +95,7 @@ def bulk(direction: str, streams: int, longer: float = 1.0) -> Callable[[Context
         arguments = ["--direction", direction, "--streams", str(streams), *context.window]
         with profiled(context, instance, f"{direction}{streams}"):
             said, used = context.load(instance, "bulk", *arguments)
-        numbers = {name: float(said[name]) for name in ("bytes_per_s", "refused", "starved")}
+        numbers = {name: float(said[name]) for name in ("bytes_per_s", "refused", "starved", "unconfirmed")}
         numbers["least_share"] = said["least_bytes"] / max(1, said["most_bytes"])
         if used is not None and said["total_bytes"] > 0:
             numbers["cpu_s_per_gb"] = used / (said["total_bytes"] / 1e9)

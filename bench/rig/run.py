@@ -54,6 +54,8 @@ class Sample:
     """Share of all CPUs that was in use."""
     stolen: float
     """Share that the hypervisor took."""
+    settled: bool
+    """Whether its streams were gone soon after it; if not, the engine was started anew."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,14 @@ class Outcome:
         for sample in self.samples:
             if sample.error is not None:
                 found.setdefault((sample.engine, sample.measure), []).append(sample.error)
+        return found
+
+    def unsettled(self) -> dict[tuple[str, str], int]:
+        """Return how often an engine still held streams that nobody wanted any more, by engine and measure."""
+        found: dict[tuple[str, str], int] = {}
+        for sample in self.samples:
+            if not sample.settled:
+                found[sample.engine, sample.measure] = found.get((sample.engine, sample.measure), 0) + 1
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -179,6 +189,10 @@ def take(context: Context, measure: Measure, instance: Instance, round_: int) ->
     except RigError as reason:
         error = str(reason)
     all_after, idle_after, stolen_after = process.machine_ticks()
+    settled = process.quiet()
+    if not settled:
+        instance.stop()
+        process.quiet()
     ticks = max(1, all_after - all_before)
     return Sample(
         round=round_,
@@ -188,6 +202,7 @@ def take(context: Context, measure: Measure, instance: Instance, round_: int) ->
         error=error,
         busy=1 - (idle_after - idle_before) / ticks,
         stolen=(stolen_after - stolen_before) / ticks,
+        settled=settled,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rig import process
 from rig.engine import CEILING
 from rig.spread import Spread, ratios, spread
 
@@ -21,6 +22,7 @@ UNITS = {
     "cpu_s_per_gb": ("CPU s/GB", 1.0),
     "starved": ("streams without a byte", 1.0),
     "refused": ("streams refused", 1.0),
+    "unconfirmed": ("streams unconfirmed", 1.0),
     "least_share": ("slowest/fastest stream", 1.0),
     "per_s": ("1/s", 1.0),
     "failures": ("failures", 1.0),
@@ -42,6 +44,8 @@ UNITS = {
     "kept_anonymous_mb": ("kept, allocated MB", 1.0),
 }
 """What the numbers are called, with the factor to that unit."""
+QUIET = {"starved": 0, "refused": 0, "unconfirmed": 0, "failures": 0, "unsent": 0, "lost_share": 0, "least_share": 1}
+"""Numbers that are not shown while all engines have this one."""
 RATED = ("bytes_per_s", "per_s", "p50_us", "p99_us")
 """Numbers that are compared with the ceiling."""
 
@@ -76,7 +80,7 @@ def results(outcome: Outcome, engines: Sequence[str], measures: Sequence[str]) -
     for measure in measures:
         for metric, (unit, factor) in UNITS.items():
             columns = [outcome.column(measure, metric, engine) for engine in engines]
-            if not any(columns):
+            if all(value == QUIET.get(metric) for column in columns for value in column.values()):
                 continue
             ceiling = outcome.column(measure, metric, CEILING)
             cells = []
@@ -111,13 +115,17 @@ def versus(outcome: Outcome, base: str, others: Sequence[str], measures: Sequenc
     return markdown(["measure", "unit", *(f"{other} over {base}" for other in others)], lines)
 
 
-def failures(
-    errors: Mapping[tuple[str, str], Sequence[str]], missing: Mapping[str, str], deaths: Mapping[str, int]
-) -> str:
-    """Return what could not be measured, and why."""
+def failures(outcome: Outcome, missing: Mapping[str, str]) -> str:
+    """Return what could not be measured, and why, and what engines left behind."""
     said = [f"- {name}: not here. {why}" for name, why in missing.items()]
     said += [
-        f"- {engine}, {measure}: failed {len(whys)} times: {whys[-1]}" for (engine, measure), whys in errors.items()
+        f"- {engine}, {measure}: failed {len(whys)} times: {whys[-1]}"
+        for (engine, measure), whys in outcome.errors().items()
     ]
-    said += [f"- {engine}: ended by itself {count} times" for engine, count in deaths.items() if count]
+    said += [f"- {engine}: ended by itself {count} times" for engine, count in outcome.deaths.items() if count]
+    said += [
+        f"- {engine}: {count} times {process.QUIET_S:g} s after {measure} its streams still filled TCP's memory; it was"
+        " started anew"
+        for (engine, measure), count in outcome.unsettled().items()
+    ]
     return "\n".join(said)

@@ -1,7 +1,7 @@
 //! `peer bulk`: many bytes in one direction, over some streams, for a while.
 //!
 //! What counts is the window between the warm-up and the end. Upwards the server says at the end how much came, and
-//! that is what `total_bytes` holds: bytes in a buffer on the way are not transferred.
+//! that is what `total_bytes` holds; a stream that cannot hear it (half of it must stay open for that) is unconfirmed.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::Arguments;
 use crate::dial::{FAILURES_MAX, PATIENCE, Service, Way};
+use crate::exchange::join;
 use crate::server::{BLOCK, STACK};
 
 /// A blocked stream looks this often whether the time is over.
@@ -26,13 +27,20 @@ struct Shared {
     moved: AtomicU64,
 }
 
+/// All that a stream moved.
+struct Total {
+    bytes: u64,
+    /// Whether the receiver counted them.
+    confirmed: bool,
+}
+
 /// Runs it.
 pub(crate) fn run(way: &Way, mut arguments: Arguments) -> io::Result<Value> {
     let direction: String = arguments.take("direction")?;
     let count = arguments.count("streams")?;
     let (warmup, seconds) = (arguments.seconds("warmup")?, arguments.seconds("seconds")?);
     arguments.finish()?;
-    let (service, work): (_, fn(TcpStream, &Shared) -> u64) = match direction.as_str() {
+    let (service, work): (_, fn(TcpStream, &Shared) -> Total) = match direction.as_str() {
         "up" => (Service::Sink, up),
         "down" => (Service::Source, down),
         other => return Err(io::Error::other(format!("--direction {other}: up or down"))),
@@ -66,7 +74,12 @@ pub(crate) fn run(way: &Way, mut arguments: Arguments) -> io::Result<Value> {
         shared.over.store(true, Ordering::Relaxed);
     }
     let opened = threads.len();
-    let total: u64 = threads.into_iter().map(|(_, thread)| thread.join().unwrap_or(0)).sum();
+    let (mut total, mut unconfirmed) = (0, 0);
+    for (_, thread) in threads {
+        let stream = join(thread)?;
+        total += stream.bytes;
+        unconfirmed += u64::from(!stream.confirmed);
+    }
     let each: Vec<u64> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
     Ok(json!({
         "bytes_per_s": each.iter().sum::<u64>() as f64 / elapsed.as_secs_f64(),
@@ -77,6 +90,7 @@ pub(crate) fn run(way: &Way, mut arguments: Arguments) -> io::Result<Value> {
         "least_bytes": each.iter().min(),
         "most_bytes": each.iter().max(),
         "total_bytes": total,
+        "unconfirmed": unconfirmed,
         "failure": failure.map(|error| error.to_string()),
     }))
 }
@@ -85,15 +99,15 @@ fn again(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }
 
-/// Sends, and returns what the server says that came.
-fn up(mut stream: TcpStream, shared: &Shared) -> u64 {
+/// Sends, and returns what the server says that came; without that, what was sent.
+fn up(mut stream: TcpStream, shared: &Shared) -> Total {
     let block = vec![0x5a; BLOCK];
     let _ = stream.set_write_timeout(Some(LOOK));
     while !shared.over.load(Ordering::Relaxed) {
         match stream.write(&block) {
             Ok(len) => _ = shared.moved.fetch_add(len as u64, Ordering::Relaxed),
             Err(error) if again(&error) => {}
-            Err(_) => return 0,
+            Err(_) => break,
         }
     }
     let mut came = [0; 8];
@@ -101,11 +115,14 @@ fn up(mut stream: TcpStream, shared: &Shared) -> u64 {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.read_exact(&mut came)
     });
-    told.map_or(0, |()| u64::from_be_bytes(came))
+    match told {
+        Ok(()) => Total { bytes: u64::from_be_bytes(came), confirmed: true },
+        Err(_) => Total { bytes: shared.moved.load(Ordering::Relaxed), confirmed: false },
+    }
 }
 
 /// Receives, and returns how much.
-fn down(mut stream: TcpStream, shared: &Shared) -> u64 {
+fn down(mut stream: TcpStream, shared: &Shared) -> Total {
     let mut room = vec![0; BLOCK];
     let _ = stream.set_read_timeout(Some(LOOK));
     while !shared.over.load(Ordering::Relaxed) {
@@ -116,5 +133,5 @@ fn down(mut stream: TcpStream, shared: &Shared) -> u64 {
             Err(_) => break,
         }
     }
-    shared.moved.load(Ordering::Relaxed)
+    Total { bytes: shared.moved.load(Ordering::Relaxed), confirmed: true }
 }

@@ -18,7 +18,7 @@ pub(crate) const BLOCK: usize = 128 << 10;
 /// Stack of a thread; what a stream needs is on the heap.
 pub(crate) const STACK: usize = 64 << 10;
 /// Threads that accept and answer those that ask once.
-const ANSWERERS: usize = 16;
+const ANSWERERS: usize = 32;
 /// A client that is silent for so long is gone; idle flows are held far shorter.
 const SILENCE: Duration = Duration::from_secs(120);
 /// Longest request of those that ask once.
@@ -102,8 +102,7 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads a request that starts with its length, answers with the same bytes, and closes first, as servers do: so the
-/// waiting state of a closed connection stays here, where ports do not run out.
+/// Reads a request that starts with its length, answers with the same bytes, and closes when the client has.
 fn answer(mut stream: TcpStream, room: &mut [u8]) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(crate::dial::PATIENCE))?;
@@ -113,7 +112,8 @@ fn answer(mut stream: TcpStream, room: &mut [u8]) -> io::Result<()> {
     let Some(request) = room.get_mut(..total).filter(|request| request.len() >= len.len()) else { return Ok(()) };
     request[..len.len()].copy_from_slice(&len);
     stream.read_exact(&mut request[len.len()..])?;
-    stream.write_all(request)
+    stream.write_all(request)?;
+    stream.read(room).map(drop)
 }
 
 fn datagrams(socket: UdpSocket) -> io::Result<()> {
