@@ -73,7 +73,7 @@ def main(
                 seed=seed,
                 server=server,
                 t2s=program,
-                folder=out.absolute() if out is not None else Path(scratch),
+                folder=_logs(out) if out is not None else Path(scratch),
                 profile=profile,
             )
             typer.echo(f"seed {seed}, {len(chosen)} measures, {rounds} rounds of {seconds:g} s", err=True)
@@ -151,6 +151,13 @@ def _choose(only: str | None) -> list[measures.Measure]:
     return [measure for measure in known if words & {measure.name, measure.group}]
 
 
+def _logs(out: Path) -> Path:
+    """Return the folder for what the processes say."""
+    folder = out.absolute() / "logs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def _builds(also: list[str]) -> list[tuple[str, list[str]]]:
     """Return further builds of t2s, with their flags."""
     found = []
@@ -173,6 +180,7 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
         "server": plan.server,
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
+        "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="utf-8").strip(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

@@ -29,7 +29,7 @@ pub(crate) enum Service {
     Source = 1,
     /// Sends back what comes, streams and datagrams.
     Echo = 2,
-    /// Reads one request, answers with as many bytes, closes after the client.
+    /// Reads one request, answers with as many bytes, closes.
     Answer = 3,
 }
 

@@ -76,8 +76,8 @@ pub(crate) fn requests(way: &Way, mut arguments: Arguments) -> io::Result<Value>
     gather(work, window)
 }
 
-/// Connect, ask, be answered, close: again and again in each of some workers. The client closes first: waiting for the
-/// server's close would fail with tunnels that keep it to themselves while the client's half is open.
+/// Connect, ask, be answered, close: again and again in each of some workers. Both ends close at once: waiting for the
+/// other's close would take seconds with tunnels that do not pass on the first of two.
 pub(crate) fn connections(way: &Way, mut arguments: Arguments) -> io::Result<Value> {
     let (workers, bytes) = (arguments.count("workers")?, arguments.count("bytes")?);
     let window = Window::take(&mut arguments)?;

@@ -102,7 +102,8 @@ fn echo(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Reads a request that starts with its length, answers with the same bytes, and closes when the client has.
+/// Reads a request that starts with its length, answers with the same bytes, and closes. It waits for no close of the
+/// client's: a tunnel that is slow to pass that on would hold a thread here, and the next clients would wait for it.
 fn answer(mut stream: TcpStream, room: &mut [u8]) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(crate::dial::PATIENCE))?;
@@ -112,8 +113,7 @@ fn answer(mut stream: TcpStream, room: &mut [u8]) -> io::Result<()> {
     let Some(request) = room.get_mut(..total).filter(|request| request.len() >= len.len()) else { return Ok(()) };
     request[..len.len()].copy_from_slice(&len);
     stream.read_exact(&mut request[len.len()..])?;
-    stream.write_all(request)?;
-    stream.read(room).map(drop)
+    stream.write_all(request)
 }
 
 fn datagrams(socket: UdpSocket) -> io::Result<()> {
