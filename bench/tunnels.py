@@ -178,6 +178,7 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
         "warmup": plan.warmup,
         "seed": plan.seed,
         "server": plan.server,
+        "pid": os.getpid(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="utf-8").strip(),
