@@ -13,15 +13,18 @@ import random
 import resource
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from rig import engine, measures, table, targets
+from rig import engine, measures, peer, table, targets
 from rig import run as runner
 from rig.process import RigError
 from t2s.statistics import median_coverage
@@ -30,6 +33,8 @@ ENGINES = "ceiling,t2s,tun2proxy,tun2socks"
 """All of them."""
 DESCRIPTORS = 65_536
 """Files that the load and the engines may have open; they inherit it."""
+ENDED = 1
+"""Exit code of a run that was ended by a signal, or refused."""
 QUICK_SECONDS, WARMUP_SECONDS = 0.3, 0.3
 """Window of `--quick`; and what passes before any window."""
 
@@ -51,6 +56,9 @@ def main(
     profile: Annotated[bool, typer.Option("--profile", help="Sample bulk loads of t2s with perf, into --out.")] = False,
 ) -> None:
     """Measure tunnels side by side."""
+    # Whoever ends the run gets rid of its namespaces and engines too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(ENDED))
     try:
         if quick:
             rounds, seconds = 1, min(seconds, QUICK_SECONDS)
@@ -85,7 +93,13 @@ def main(
     typer.echo(text)
     typer.echo(f"took {time.monotonic() - began:.0f} s", err=True)
     if out is not None:
-        whole = {"settings": _settings(plan), "missing": missing, **outcome.to_json()}
+        rows = targets.rows(outcome, "t2s", [made.name for made in plan.measures])
+        whole = {
+            "settings": _settings(plan),
+            "missing": missing,
+            "targets": [asdict(row) for row in rows],
+            **outcome.to_json(),
+        }
         (out / "results.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
         (out / "results.md").write_text(text + "\n", encoding="utf-8")
 
@@ -96,7 +110,7 @@ def report(plan: runner.Plan, outcome: runner.Outcome, missing: dict[str, str], 
     versions = ", ".join(f"{made.name}: {made.version}" for made in plan.engines if made.version)
     busiest = max((sample.stolen for sample in outcome.samples), default=0.0)
     head = (
-        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
+        f"{plan.rounds} rounds of {plan.seconds:g} s, commit {_commit()}, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
         f"{os.cpu_count()} CPUs, Linux {platform.release()}; the hypervisor took at most {busiest:.0%} of a measure.\n"
         f"{_reading(plan.rounds)}"
     )
@@ -179,6 +193,7 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
         "seed": plan.seed,
         "server": plan.server,
         "pid": os.getpid(),
+        "commit": _commit(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
         "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="utf-8").strip(),
@@ -186,9 +201,18 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
     }
 
 
+def _commit() -> str:
+    """Return the commit of this checkout, `+` for changes in it."""
+    command = ["git", "-C", str(peer.ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
 def _refuse(text: str) -> NoReturn:
     typer.echo(f"error: {text}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(ENDED)
 
 
 if __name__ == "__main__":

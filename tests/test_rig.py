@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,11 @@ def rig(*arguments):
     )
 
 
+def namespaces():
+    said = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=20).stdout
+    return [line.split()[0] for line in said.splitlines()]
+
+
 @pytest.mark.root
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 class TestWhole:
@@ -217,6 +223,8 @@ class TestWhole:
         whole = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
         assert whole["settings"]["seed"] == 7
         assert whole["missing"] == {}
+        verdicts = {row["target"]["text"]: row["verdict"] for row in whole["targets"]}
+        assert verdicts["rr1: rate over the ceiling's"] in {"met", "not met"}
         seen = {(sample["measure"], sample["engine"]): sample for sample in whole["samples"]}
         wanted = {(name, who) for name in [*only, "udp@20000"] for who in ("ceiling", "t2s")} - {("start", "ceiling")}
         assert set(seen) == wanted
@@ -226,9 +234,22 @@ class TestWhole:
         assert seen["up8", "t2s"]["numbers"]["refused"] == 0
         assert "cpu_s_per_gb" not in seen["up8", "ceiling"]["numbers"], "the ceiling has no engine"
         assert (tmp_path / "results.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
-        left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=20).stdout
-        assert f"t2s-rig-client-{whole['settings']['pid']}" not in left
-        assert f"t2s-rig-server-{whole['settings']['pid']}" not in left
+        own = {f"t2s-rig-{side}-{whole['settings']['pid']}" for side in ("client", "server")}
+        assert not own & set(namespaces())
+
+    def test_a_run_that_is_ended_leaves_nothing(self, tmp_path):
+        flags = ["--engines", "ceiling,t2s", "--only", "rr1", "--seconds", "600", "--out", str(tmp_path)]
+        with subprocess.Popen([sys.executable, str(SCRIPT), *flags], stderr=subprocess.PIPE) as child:
+            names = {f"t2s-rig-client-{child.pid}", f"t2s-rig-server-{child.pid}"}
+            log = tmp_path / "logs" / "services.log"
+            end = time.monotonic() + 300
+            while not (log.exists() and "ready" in log.read_text(encoding="utf-8")) and time.monotonic() < end:
+                time.sleep(0.05)
+            assert names <= set(namespaces())
+            child.terminate()
+            child.communicate(timeout=60)
+        assert child.returncode == 1
+        assert not names & set(namespaces())
 
     @pytest.mark.parametrize(
         ("flags", "said"),

@@ -30,7 +30,6 @@ KINDS = 3
 DANTE = """logoutput: stderr
 internal: {address} port = 1080
 external: {address}
-external.rotation: route
 clientmethod: none
 socksmethod: none
 user.privileged: root
@@ -118,7 +117,7 @@ def server_command(plan: Plan) -> list[str]:
     if program is None:
         raise RigError(f"the server {plan.server} is not installed (Debian: microsocks, dante-server)")
     if plan.server == "microsocks":
-        return [program, "-q", "-i", SERVER_WIRE, "-p", "1080"]
+        return [program, "-i", SERVER_WIRE, "-p", "1080"]
     config = plan.folder / "danted.conf"
     config.write_text(DANTE.format(address=SERVER_WIRE), encoding="utf-8")
     return [program, "-f", str(config)]
