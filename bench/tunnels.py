@@ -110,8 +110,9 @@ def report(plan: runner.Plan, outcome: runner.Outcome, missing: dict[str, str], 
     versions = ", ".join(f"{made.name}: {made.version}" for made in plan.engines if made.version)
     busiest = max((sample.stolen for sample in outcome.samples), default=0.0)
     head = (
-        f"{plan.rounds} rounds of {plan.seconds:g} s, commit {_commit()}, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
-        f"{os.cpu_count()} CPUs, Linux {platform.release()}; the hypervisor took at most {busiest:.0%} of a measure.\n"
+        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
+        f"Commit {_commit()}, {os.cpu_count()} CPUs, Linux {platform.release()}.\n"
+        f"The hypervisor took at most {busiest:.0%} of a measure.\n"
         f"{_reading(plan.rounds)}"
     )
     parts = [head, table.results(outcome, names, tried)]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rig import engine, measures, network, rivals, run, spread, table, targets
+from rig import engine, measures, network, process, rivals, run, spread, table, targets
 from rig.process import RigError
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +136,13 @@ def test_what_an_engine_leaves_behind_is_said():
     left = run.Outcome([sample("up512", "slow", settled=False), sample("up512", "quick")])
     assert left.unsettled() == {("slow", "up512"): 1}
     assert "slow: 1 times" in table.failures(left, {})
+
+
+def test_sockets_are_counted_as_the_kernel_tells_them():
+    text = "sockets: used 25\nTCP: inuse 3 orphan 0 tw 5 alloc 4 mem 196\nUDP: inuse 1 mem 7\n"
+    assert (process.sockstat(text, "inuse"), process.sockstat(text, "mem")) == (3, 196)
+    with pytest.raises(RigError):
+        process.sockstat("sockets: used 25\n", "mem")
 
 
 def test_builds_are_compared_with_the_first(outcome):

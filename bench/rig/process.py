@@ -20,10 +20,6 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 """Resolution of the kernel's CPU times, seconds."""
 POLL_S = 0.01
 """How often something is waited for."""
-QUIET_PAGES = 20_000
-"""With fewer pages in socket buffers no load is under way any more, and the kernel's TCP is far from its limits."""
-QUIET_S = 5.0
-"""Buffers get so long to drain."""
 END_S = 5.0
 """A process that was asked to end gets so long."""
 
@@ -102,27 +98,18 @@ def resident(pid: int) -> Resident:
     return Resident(kib["VmRSS"] * 1024, kib["RssAnon"] * 1024)
 
 
-def quiet() -> bool:
-    """Wait until socket buffers have drained; return whether they have.
-
-    Streams that a slow engine left behind fill TCP's memory, which all namespaces share: then the kernel delays
-    everybody, and the next measure would pay for the last one.
-    """
-    due = time.monotonic() + QUIET_S
-    while tcp_pages() > QUIET_PAGES:
-        if time.monotonic() > due:
-            return False
-        time.sleep(POLL_S)
-    return True
-
-
 def tcp_pages() -> int:
     """Return the pages that TCP sockets of all namespaces hold in their buffers."""
-    for line in Path("/proc/net/sockstat").read_text(encoding="utf-8").splitlines():
+    return sockstat(Path("/proc/net/sockstat").read_text(encoding="utf-8"), "mem")
+
+
+def sockstat(text: str, name: str) -> int:
+    """Return a number of TCP from the text of `/proc/net/sockstat`."""
+    for line in text.splitlines():
         words = line.split()
         if words[0] == "TCP:":
-            return int(words[words.index("mem") + 1])
-    return 0
+            return int(words[words.index(name) + 1])
+    raise RigError("/proc/net/sockstat has no line for TCP")
 
 
 def machine_ticks() -> tuple[int, int, int]:

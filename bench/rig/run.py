@@ -18,6 +18,7 @@ from rig.measures import MTU, Context, Measure
 from rig.network import SERVER_WIRE, Network, network
 from rig.network import run as call
 from rig.process import RigError
+from rig.settle import Settling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,6 +157,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
     live: list[Instance] = []
     draw = random.Random(plan.seed)
     with world(plan, tool, live) as net:
+        settling = Settling.of(net)
         context = Context(net, tool, plan.seconds, plan.warmup, plan.folder, plan.profile)
         for at, engine in enumerate(plan.engines):
             for kind, key in enumerate(((MTU, False), (1500, False), (MTU, True)), start=1):
@@ -169,14 +171,14 @@ def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
                 draw.shuffle(order)
                 for engine in order:
                     instance = made[engine.name, measure.mtu, measure.fresh]
-                    sample = take(context, measure, instance, round_)
+                    sample = take(context, settling, measure, instance, round_)
                     outcome.samples.append(sample)
                     outcome.deaths[engine.name] = sum(i.deaths for i in live if i.engine.name == engine.name)
                     say(line(sample, plan.rounds))
     return outcome
 
 
-def take(context: Context, measure: Measure, instance: Instance, round_: int) -> Sample:
+def take(context: Context, settling: Settling, measure: Measure, instance: Instance, round_: int) -> Sample:
     """Measure once."""
     all_before, idle_before, stolen_before = process.machine_ticks()
     numbers: dict[str, float] = {}
@@ -188,10 +190,10 @@ def take(context: Context, measure: Measure, instance: Instance, round_: int) ->
     except RigError as reason:
         error = str(reason)
     all_after, idle_after, stolen_after = process.machine_ticks()
-    settled = process.quiet()
+    settled = settling.wait()
     if not settled:
         instance.stop()
-        process.quiet()
+        settling.wait()
     ticks = max(1, all_after - all_before)
     return Sample(
         round=round_,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rig import process
 from rig.engine import CEILING
+from rig.settle import QUIET_S
 from rig.spread import Spread, ratios, spread
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ def failures(outcome: Outcome, missing: Mapping[str, str]) -> str:
     ]
     said += [f"- {engine}: ended by itself {count} times" for engine, count in outcome.deaths.items() if count]
     said += [
-        f"- {engine}: {count} times {process.QUIET_S:g} s after {measure} its streams still filled TCP's memory; it was"
-        " started anew"
+        f"- {engine}: {count} times {QUIET_S:g} s after {measure} its streams still filled TCP's memory; what"
+        " has a process was started anew"
         for (engine, measure), count in outcome.unsettled().items()
     ]
     return "\n".join(said)
