@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import t2s
-from t2s import ConfigError, Proxy, Tunnel, TunnelConfig, TunnelError, _core, cli_tunnel, settings
+from t2s import ConfigError, Proxy, Tunnel, TunnelConfig, TunnelError, _core, cli_routes, cli_tunnel, settings
 from t2s.cli import app
 from t2s.settings import load
 
@@ -66,6 +66,12 @@ def test_every_flag_is_a_key_and_every_key_but_credentials_a_flag():
     flags = set(inspect.signature(cli_tunnel.run).parameters) - {"config"}
     assert len(flags) > 20, "the walk found the flags"
     assert flags == set(settings.keys()) - {"username", "password"}
+
+
+def test_flags_of_exec_are_keys_too():
+    flags = set(inspect.signature(cli_routes.execute).parameters) - {"config", "command"}
+    assert flags <= set(settings.keys()) | {"dns_server"}
+    assert load({"proxy": "direct://", "dns_server": "192.0.2.53"}, None, {}).dns_server == "192.0.2.53"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,8 @@ import sys
 from typer.testing import CliRunner
 from t2s.cli import app
 assert CliRunner().invoke(app, ["run", "--proxy", "direct://", "--tun-fd", "99999"]).exit_code == 1
-print(sorted({"polars", "jinja2", "t2s.scenario"} & set(sys.modules)))  # typer brings pydantic along
+heavy = {"polars", "jinja2", "pyroute2", "t2s.scenario", "t2s.routes", "t2s.keeper", "t2s.execute"}
+print(sorted(heavy & set(sys.modules)))  # typer brings pydantic along
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"

@@ -1,4 +1,4 @@
-"""The command line: the lab's commands here, the tunnel's in `cli_tunnel`.
+"""The command line: the lab's commands here, the tunnel's in `cli_tunnel` and `cli_routes`.
 
 Exit codes: 0 all passed, 1 a threshold failed, 2 bad input, 3 inconclusive. This module stays light: a command imports
 what it needs when it is called, so that the tunnel never loads the lab's libraries.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from t2s import cli_tunnel
+from t2s import cli_routes, cli_tunnel
 from t2s.errors import ScenarioError, T2sError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cli_tunnel.register(app)
+cli_routes.register(app)
 
 
 class Driver(StrEnum):

@@ -21,6 +21,7 @@ use crate::config::{ConfigError, Pipeline, TunnelConfig};
 use crate::dial::resolve::SharedRoute;
 use crate::dial::{Credentials, Route, guide};
 use crate::log::{Level, Logger, Sink};
+use crate::privilege::{self, PrivilegeError, Successor};
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::event::Waker;
@@ -52,6 +53,9 @@ pub enum StartError {
         /// The resolver's answer.
         error: io::Error,
     },
+    /// The user that the process was to become.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
     /// Descriptors, threads, randomness.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -127,11 +131,16 @@ impl Tunnel {
         config.check()?;
         let url = config.proxy_url().map_err(ConfigError::from)?;
         let kernel = config.kernel()?;
+        let successor = config.user.as_deref().map(Successor::find).transpose()?;
         let mut route =
             Route::resolve(&url).map_err(|error| StartError::Resolve { host: url.host.to_string(), error })?;
         route.pipelined = config.pipeline == Pipeline::On;
         let logger = Logger::new(config.log_level, sink);
         let device = Device::open(&config.device())?;
+        if let Some(successor) = successor {
+            // Before any thread starts: capabilities are a thread's own, and passed on to the threads that it starts.
+            privilege::give_up(&successor, config.mark)?;
+        }
         let workers = device.queues.len();
         let stack_config = config.stack(device.mtu, device.offload, secrets()?, kernel);
         let pool = Pool::new(PoolConfig {
@@ -199,14 +208,21 @@ impl Tunnel {
             })?;
             *lock(&this.running.count) += 1;
             let leave = Leave(Arc::clone(&this.running));
+            let confined = Arc::clone(&this.shared);
             let thread = std::thread::Builder::new().name(format!("t2s-worker-{index}")).spawn(move || {
                 let _leave = leave;
+                // What is wrong with it is the same in each thread, and told by the guide's.
+                let _ = privilege::confine(confined.config.mark);
                 worker.run()
             })?;
             lock(&this.handles).push(Handle { commands, waker, thread: Some(thread), last: None });
         }
         let shared = Arc::clone(&this.shared);
         let keeper = std::thread::Builder::new().name("t2s-guide".into()).spawn(move || {
+            // A mark that cannot be set fails each connection by itself, so that here it is only told.
+            if let Err(error) = privilege::confine(shared.config.mark) {
+                shared.logger.say(Level::Warn, format_args!("{error}"));
+            }
             if let Err(error) = guide::run(&shared, &url) {
                 shared.logger.say(Level::Warn, format_args!("the proxy's route is no longer kept up to date: {error}"));
             }

@@ -9,6 +9,7 @@ pub mod dial;
 pub mod engine;
 pub mod load;
 pub mod log;
+pub mod privilege;
 pub mod proxy;
 pub mod replay;
 pub mod sys;

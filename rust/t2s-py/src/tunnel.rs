@@ -1,5 +1,6 @@
 //! `Tunnel`: a TUN device, its workers and the proxy behind them.
 
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use t2s_io::config::TunnelConfig;
 use t2s_io::dial::Credentials;
 use t2s_io::engine;
 use t2s_io::log::Level;
+use t2s_io::tun::{Device, DeviceConfig, MTU_MIN, OpenError};
 
 use crate::errors::{ConfigError, OrRaise, TunnelError};
 use crate::lines::Lines;
@@ -183,6 +185,32 @@ impl Tunnel {
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
         self.stop(py, 0.0)
     }
+}
+
+/// Open a TUN device in the network namespace of the calling thread, set it up, and return `(descriptor, name, mtu)`.
+///
+/// The caller owns the descriptor; a tunnel takes it as `tun_fd`, with the same `mtu`, in this namespace or any other.
+/// `name` may be a pattern such as `t2s%d`. Without `mtu` it is what a tunnel would choose. Raises `ConfigError` for an
+/// MTU that cannot be, and `TunnelError` for a device that cannot be had.
+///
+/// >>> import t2s
+/// >>> try:
+/// ...     t2s.open_tun("a name with spaces", mtu=100)
+/// ... except t2s.ConfigError as error:
+/// ...     print(error)
+/// mtu must lie between 1280 and 65535, not 100
+#[pyfunction]
+#[pyo3(signature = (name, *, mtu=None, offload=true))]
+pub(crate) fn open_tun(name: &str, mtu: Option<u32>, offload: bool) -> PyResult<(i32, String, u16)> {
+    let mtu = mtu.map(|value| {
+        let (min, max) = (MTU_MIN.into(), u16::MAX.into());
+        u16::try_from(value).map_err(|_| OpenError::Range { what: "mtu", value, min, max })
+    });
+    let mtu = mtu.transpose().or_raise()?;
+    let config = DeviceConfig { name: name.to_owned(), mtu, queues: 1, offload, up: true, ..DeviceConfig::default() };
+    let device = Device::open(&config).or_raise()?;
+    let queue = device.queues.into_iter().next().ok_or_else(|| TunnelError::new_err("the device has no queue"))?;
+    Ok((OwnedFd::from(queue).into_raw_fd(), device.name, device.mtu))
 }
 
 fn level_of(word: &str) -> PyResult<Level> {

@@ -240,6 +240,13 @@ impl Queue {
     }
 }
 
+impl From<Queue> for OwnedFd {
+    /// The descriptor alone, to be handed to another process.
+    fn from(queue: Queue) -> Self {
+        queue.fd
+    }
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
