@@ -21,6 +21,7 @@ use crate::config::{ConfigError, Pipeline, TunnelConfig};
 use crate::dial::resolve::SharedRoute;
 use crate::dial::{Credentials, Route, guide};
 use crate::log::{Level, Logger, Sink};
+use crate::resolver::{Plan, Resolver};
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::event::Waker;
@@ -127,6 +128,7 @@ impl Tunnel {
         config.check()?;
         let url = config.proxy_url().map_err(ConfigError::from)?;
         let kernel = config.kernel()?;
+        let plan = Plan::new(&config)?;
         let mut route =
             Route::resolve(&url).map_err(|error| StartError::Resolve { host: url.host.to_string(), error })?;
         route.pipelined = config.pipeline == Pipeline::On;
@@ -154,6 +156,7 @@ impl Tunnel {
             stopping: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             udp_refusal_told: AtomicBool::new(false),
+            resolver: Resolver::new(plan, secrets()?.flow_hash),
             config,
         });
         shared.logger.say(
@@ -163,6 +166,12 @@ impl Tunnel {
                 device.name, device.mtu, device.offload.tso, device.offload.uso
             ),
         );
+        if shared.resolver.has_names() {
+            let own: Vec<String> = shared.resolver.own().iter().map(ToString::to_string).collect();
+            shared
+                .logger
+                .say(Level::Info, format_args!("dns: fake addresses, from the name server at {}", own.join(", ")));
+        }
         let (mut peers, mut inboxes) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
         for _ in 0..workers {
             let (packets, inbox) = mpsc::sync_channel(FOREIGN);
@@ -255,7 +264,8 @@ impl Tunnel {
     pub fn stats(&self) -> TunnelStats {
         let workers = self.ask(Command::Stats, |last| Some(last.clone()));
         let uptime = monotonic_nanos().saturating_sub(self.started) as f64 / 1e9;
-        TunnelStats::sum(&workers, &self.pool.stats(), uptime)
+        let (fake_names, fake_evicted) = self.shared.resolver.counts();
+        TunnelStats { fake_names, fake_evicted, ..TunnelStats::sum(&workers, &self.pool.stats(), uptime) }
     }
 
     /// A row for each TCP flow.

@@ -11,6 +11,7 @@ pub mod load;
 pub mod log;
 pub mod proxy;
 pub mod replay;
+mod resolver;
 pub mod sys;
 pub mod tun;
 pub mod worker;

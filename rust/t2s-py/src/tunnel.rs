@@ -101,9 +101,10 @@ impl Tunnel {
         Ok(dict)
     }
 
-    /// Return a dict for each TCP flow: `worker`, `client` and `target` as `(address, port)`, `state`, `bytes_up`,
-    /// `bytes_down`, `age_ns`, and the times since its SYN at which the proxy was reached (`connect_ns`), had answered
-    /// (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not happened yet.
+    /// Return a dict for each TCP flow: `worker`, `client` and `target` as `(address, port)`, `domain` (the name that it was
+    /// dialled by, `None` for an address), `state`, `bytes_up`, `bytes_down`, `age_ns`, and the times since its SYN at which
+    /// the proxy was reached (`connect_ns`), had answered (`reply_ns`) and the target's first byte came (`first_byte_ns`);
+    /// 0 for what has not happened yet.
     fn flows<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let rows = py.detach(|| self.engine.flows());
         rows.into_iter()
@@ -112,6 +113,7 @@ impl Tunnel {
                 dict.set_item("worker", row.worker)?;
                 dict.set_item("client", end_of(row.client))?;
                 dict.set_item("target", end_of(row.target))?;
+                dict.set_item("domain", row.domain)?;
                 dict.set_item("state", row.state)?;
                 dict.set_item("bytes_up", row.bytes_up)?;
                 dict.set_item("bytes_down", row.bytes_down)?;

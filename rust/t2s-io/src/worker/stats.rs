@@ -53,6 +53,14 @@ pub struct WorkerStats {
     pub datagrams_lost: u64,
     /// Calls that wrote or read datagrams.
     pub datagram_calls: u64,
+    /// Datagrams to port 53.
+    pub dns_queries: u64,
+    /// DNS queries answered by the tunnel itself.
+    pub dns_answered: u64,
+    /// TCP connections to the tunnel's own name server, refused: it speaks UDP alone.
+    pub dns_streams_refused: u64,
+    /// Connections and datagrams to fake addresses that have no name (any more).
+    pub fake_unknown: u64,
     /// DNS queries carried over TCP.
     pub lookups: u64,
     /// Of these, answered.
@@ -89,6 +97,8 @@ pub struct FlowRow {
     pub client: SocketAddr,
     /// Where it goes.
     pub target: SocketAddr,
+    /// The name that it was dialled by, if `target` is a fake address.
+    pub domain: Option<String>,
     /// Its TCP state.
     pub state: &'static str,
     /// Bytes taken from the client.
@@ -150,6 +160,16 @@ pub struct TunnelStats {
     pub datagrams_lost: u64,
     /// DNS queries seen.
     pub dns_queries: u64,
+    /// Of these, answered by the tunnel itself.
+    pub dns_answered: u64,
+    /// TCP connections to the tunnel's own name server, refused: it speaks UDP alone.
+    pub dns_streams_refused: u64,
+    /// Names that have fake addresses now.
+    pub fake_names: u64,
+    /// Names that lost theirs to others.
+    pub fake_evicted: u64,
+    /// Connections and datagrams to fake addresses that have no name (any more), refused.
+    pub fake_unknown: u64,
     /// DNS queries carried over TCP.
     pub lookups: u64,
     /// Of these, answered.
@@ -253,7 +273,10 @@ impl TunnelStats {
             this.datagrams_up += worker.datagrams_up;
             this.datagrams_down += worker.datagrams_down;
             this.datagrams_lost += worker.datagrams_lost;
-            this.dns_queries += stack.dns_queries;
+            this.dns_queries += worker.dns_queries;
+            this.dns_answered += worker.dns_answered;
+            this.dns_streams_refused += worker.dns_streams_refused;
+            this.fake_unknown += worker.fake_unknown;
             this.lookups += worker.lookups;
             this.lookups_answered += worker.lookups_answered;
             this.icmp_echoes += stack.icmp_echoes;
@@ -319,6 +342,7 @@ impl Worker {
                 worker: self.index,
                 client: flow.client,
                 target: flow.target,
+                domain: self.streams.domain(flow.id),
                 state: flow.state.name(),
                 bytes_up: flow.bytes_up,
                 bytes_down: flow.bytes_down,
