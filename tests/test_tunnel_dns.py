@@ -213,6 +213,15 @@ def test_a_proxy_without_udp_is_told_names_too(world):
         assert dns("send_to_nobody", v4, PORT) == "ConnectionRefusedError"
 
 
+@pytest.mark.parametrize("proxy", ["203.0.113.9:1080", "10.205.0.2:9"])
+def test_a_proxy_that_is_not_there_refuses_datagrams(world, proxy):
+    """The first address fails at once, the second a little later; neither is dialled again and again."""
+    ip("-n", CLIENT, "route", "replace", "unreachable", "203.0.113.9/32")
+    with tunnel(world, f"socks5://{proxy}", "--dns", "fake-ip"):
+        for host in (TARGETS[0], addresses_of("www.t2s.test")[0]):
+            assert dns("send_to_nobody", host, PORT) == "ConnectionRefusedError"
+
+
 def test_counters_and_flows_tell_names_and_nothing_is_left(world):
     """From Python: the frame has the name, the pool of eight addresses turns over, and no buffer stays."""
     code = f"""

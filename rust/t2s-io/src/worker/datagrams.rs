@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
 use t2s_core::buf::{Buf, CLASSES};
+use t2s_core::time::{Instant, SECONDS};
 use t2s_core::udp::SessionId;
 
 use super::aliases::Aliases;
@@ -37,6 +38,8 @@ const RUN_MAX: usize = 1_400;
 const RUN_BYTES: usize = 60_000;
 /// A datagram up to this long is copied out of its large buffer.
 const COPY_MAX: usize = CLASSES[CLASSES.len() - 2] - HEADROOM;
+/// Time before a session whose association failed asks for another, nanoseconds; its datagrams are refused meanwhile.
+const ASK_AGAIN: u64 = SECONDS;
 /// Receive buffer of a datagram socket, bytes: some hundred datagrams that came in one burst.
 const SOCKET_BUFFER: i32 = 1 << 20;
 
@@ -68,6 +71,8 @@ struct Session {
     queued: bool,
     /// The kernel takes runs.
     runs: bool,
+    /// When its association failed.
+    failed: Option<Instant>,
     /// What the client must see instead of where datagrams really come from.
     aliases: Option<Box<Aliases>>,
 }
@@ -157,6 +162,7 @@ impl Worker {
             writable: true,
             queued: false,
             runs: true,
+            failed: None,
             aliases: None,
         };
         if self.route.scheme == Scheme::Direct {
@@ -252,6 +258,7 @@ impl Worker {
         }
         if let Some(session) = self.datagrams.get(id) {
             session.via = Via::Refused;
+            session.failed = Some(self.now);
             session.control = None;
             session.socket = None;
         }
@@ -295,6 +302,7 @@ impl Worker {
             }
             // A session whose upstream nobody has asked for yet: the first datagram says whether it needs one.
             let undecided = matches!(session.via, Via::Refused)
+                && session.failed.is_none_or(|at| self.now.since(at) >= ASK_AGAIN)
                 && self.route.scheme == Scheme::Socks5
                 && self.route.udp != Some(false);
             let relayed = matches!(session.via, Via::Relay);
