@@ -11,6 +11,7 @@ use t2s_core::udp::SessionId;
 
 use super::{HEADROOM, Worker};
 use crate::dial::{Scheme, Target};
+use crate::log::Level;
 use crate::resolver::{ANSWER_MAX, Answer, DNS};
 
 impl Worker {
@@ -39,11 +40,13 @@ impl Worker {
         if !resolver.is_fake(target.ip()) {
             return Some(Target::Ip(target));
         }
-        let host = resolver.host_of(target.ip());
-        if host.is_none() {
+        let Some(host) = resolver.host_of(target.ip()) else {
             self.stats.fake_unknown += 1;
-        }
-        Some(Target::Domain(host?, target.port()))
+            self.say(Level::Debug, format_args!("{target} has no name (any more)"));
+            return None;
+        };
+        self.say(Level::Debug, format_args!("{target} is {host}"));
+        Some(Target::Domain(host, target.port()))
     }
 
     /// Whether a query does not travel as a datagram, given that others go over TCP.
