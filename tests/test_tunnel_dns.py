@@ -18,7 +18,7 @@ import pytest
 
 import dns_peers
 import peers
-from test_tunnel_namespaces import PEERS, T2S, ip, missing, process, until
+from netns import PEERS, T2S, ip, missing, process, until
 
 CLIENT, SERVER = f"t2s-dns-c-{os.getpid()}", f"t2s-dns-s-{os.getpid()}"
 TARGETS = ["198.51.100.1", "2001:db8:5::1"]
@@ -213,6 +213,14 @@ def test_a_proxy_without_udp_is_told_names_too(world):
         assert dns("send_to_nobody", v4, PORT) == "ConnectionRefusedError"
 
 
+def test_a_command_of_its_own_is_answered_by_the_tunnel(world):
+    assert world.exists()
+    execute = [*T2S, "exec", "--proxy", SOCKS, "--dns", "fake-ip", "--"]
+    found = client([*execute, *DNS_PEERS], "resolve", "www.t2s.test")
+    assert any(ipaddress.ip_address(address) in V4 for address in found), found
+    assert client([*execute, *PEERS], "download", "www.t2s.test", PORT, SIZE) == peers.digest(SIZE)
+
+
 @pytest.mark.parametrize("proxy", ["203.0.113.9:1080", "10.205.0.2:9"])
 def test_a_proxy_that_is_not_there_refuses_datagrams(world, proxy):
     """The first address fails at once, the second a little later; neither is dialled again and again."""
@@ -239,12 +247,13 @@ for _ in range(3):
             subprocess.run(["ip", *command.split()], check=True)
         [code, address] = ask("10.99.0.6", "www.t2s.test", "A")
         with socket.create_connection((address, {PORT}), timeout=5), socket.socket(type=socket.SOCK_DGRAM) as sock:
-            [row] = tunnel.flows().to_dicts()
-            assert (row["target"], row["domain"]) == (address, "www.t2s.test"), row
             sock.settimeout(5)
             sock.connect((address, {PORT}))
             sock.send(b"hello")
             assert sock.recv(10) == b"hello"
+            rows = [row for row in tunnel.flows().to_dicts() if row["target_port"] == {PORT}]
+            assert sorted(row["protocol"] for row in rows) == ["tcp", "udp"], rows
+            assert all((row["target"], row["domain"]) == (address, "www.t2s.test") for row in rows), rows
         given = [ask("10.99.0.6", f"n{{n}}.t2s.test", "A")[1] for n in range(20)]
         assert len(set(given)) == 5 and "10.99.0.6" not in given, given
         try:

@@ -2,8 +2,7 @@
 //!
 //! A query is *ours* when it was sent to `dns_address`, or anywhere with `dns_hijack`. In fake-IP mode ours are
 //! answered by the tunnel; in the other modes they travel to `dns_server`. It refuses what could not work: fake
-//! addresses without a proxy that resolves names, ours without a server, a server that nothing goes to, ranges without
-//! room.
+//! addresses without a proxy that resolves names, ours without a server, ranges without room.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -45,14 +44,11 @@ impl Plan {
         let server = config.dns_server.as_deref().map(server).transpose()?;
         let hijack = config.dns_hijack;
         if config.dns != DnsMode::FakeIp {
-            return match (server, hijack || !own.is_empty()) {
-                (None, true) => {
-                    let key = if hijack { "dns_hijack" } else { "dns_address" };
-                    Err(refuse(key, "needs dns_server: only dns = \"fake-ip\" has answers of its own"))
-                }
-                (Some(_), false) => Err(refuse("dns_server", "nothing would go there: set dns_hijack or dns_address")),
-                _ => Ok(Self { own, hijack, server, ranges: None, proxy: None }),
-            };
+            if server.is_none() && (hijack || !own.is_empty()) {
+                let key = if hijack { "dns_hijack" } else { "dns_address" };
+                return Err(refuse(key, "needs dns_server: only dns = \"fake-ip\" has answers of its own"));
+            }
+            return Ok(Self { own, hijack, server, ranges: None, proxy: None });
         }
         let url = config.proxy_url()?;
         if url.scheme == Scheme::Direct {
@@ -169,7 +165,6 @@ mod tests {
         for (keys, told) in [
             (r#""dns_hijack": true"#, "dns_hijack: needs dns_server"),
             (r#""dns": "over-tcp", "dns_address": "10.0.0.1""#, "dns_address: needs dns_server"),
-            (r#""dns_server": "9.9.9.9""#, "dns_server: nothing would go there"),
             (r#""dns_server": "dns.example""#, "dns_server: \"dns.example\" is neither"),
             (r#""dns_server": "9.9.9.9:0""#, "dns_server: "),
             (r#""dns": "fake-ip", "dns_server": "198.19.255.255""#, "dns_server: lies in a range"),

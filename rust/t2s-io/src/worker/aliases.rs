@@ -63,6 +63,11 @@ impl Aliases {
         Some(&named.host)
     }
 
+    /// The name that a fake address was last written to by.
+    pub(super) fn name_of(&self, fake: SocketAddr) -> Option<&str> {
+        self.named.iter().find(|named| named.fake == fake).map(|named| &*named.host)
+    }
+
     /// The client writes to `fake`, which stands for `host`.
     pub(super) fn learn(&mut self, fake: SocketAddr, host: Box<str>, version: u64) {
         let known = self.named.iter().position(|named| named.fake == fake);

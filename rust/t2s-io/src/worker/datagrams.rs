@@ -124,6 +124,12 @@ impl Datagrams {
         self.get(id)?.aliases.as_deref_mut()
     }
 
+    /// The name that a session knows a fake address by.
+    pub(super) fn name_of(&self, id: SessionId, fake: SocketAddr) -> Option<String> {
+        let session = self.slots.get(index(id))?.as_ref().filter(|session| session.id == id)?;
+        session.aliases.as_deref()?.name_of(fake).map(Into::into)
+    }
+
     fn queue(&mut self, id: SessionId) {
         if let Some(session) = self.get(id)
             && session.readable
