@@ -262,8 +262,9 @@ impl Inner {
         self.requests.push_back(Request::UdpClosed(closed.id));
     }
 
-    pub(super) fn expire_sessions(&mut self, now: Instant) {
-        while let Some(closed) = self.sessions.expire(now, &mut self.pool) {
+    pub(super) fn expire_sessions(&mut self, now: Instant, most: usize) {
+        for _ in 0..most {
+            let Some(closed) = self.sessions.expire(now, &mut self.pool) else { break };
             self.session_closed(&closed);
         }
     }

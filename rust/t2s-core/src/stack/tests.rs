@@ -384,6 +384,28 @@ fn at_the_cap_the_idle_make_room() {
 }
 
 #[test]
+fn a_crowd_of_timers_is_run_a_few_at_a_time() {
+    let mut bench = Bench::new(|_| {});
+    let flows = 3 * TIMERS + 5;
+    for flow in 0..flows {
+        let (id, mut client) = bench.open(&format!("10.0.0.2:{}", 1_000 + flow), SERVER);
+        assert_eq!(bench.feed(&client.send(b"request")), Disposition::Accepted);
+        bench.stack.consume(bench.now, id, 7);
+        bench.requests();
+        assert!(bench.packets().is_empty(), "acknowledgements are delayed");
+    }
+    bench.now = bench.now.plus(50 * MILLIS);
+    let mut rounds = Vec::new();
+    while bench.stack.next_timeout().is_some_and(|due| due <= bench.now) {
+        bench.stack.handle_some_timeouts(bench.now);
+        rounds.push(bench.packets().len());
+    }
+    assert_eq!(rounds.iter().sum::<usize>(), flows);
+    assert!(rounds.iter().all(|&packets| packets <= TIMERS), "{rounds:?}");
+    bench.shut_down();
+}
+
+#[test]
 fn datagrams_go_both_ways_and_sessions_expire() {
     for (client, server) in [("10.0.0.2:5000", "192.0.2.7:9"), ("[fd00::2]:5000", "[2001:db8::7]:9")] {
         let mut bench = Bench::new(|_| {});

@@ -257,7 +257,7 @@ impl Worker {
         self.clockwork.phase("timers");
         self.now = clock();
         if self.stack.next_timeout().is_some_and(|at| at <= self.now) {
-            self.stack.handle_timeout(self.now);
+            self.stack.handle_some_timeouts(self.now);
         }
         self.lookup_timeouts();
         self.serve();
