@@ -138,7 +138,7 @@ impl Device {
                 attached = sys::tun::set_interface(&fd, &name, IFF_TUN | IFF_NO_PI | header | multi);
             }
             name = attached.map_err(|error| OpenError::Attach { name: name.clone(), error })?;
-            queues.push(Queue::new(fd, config.offload));
+            queues.push(Queue::new(fd, config.offload, config.offload));
         }
         let offload = queues.first().map(|queue| queue.offload).unwrap_or_default();
         let default = if offload.tso { MTU_OFFLOAD } else { MTU_PLAIN };
@@ -177,17 +177,13 @@ impl Device {
         if flags & IFF_NO_PI == 0 {
             return Err(refuse(&"it was opened without IFF_NO_PI"));
         }
-        let queue = if flags & IFF_VNET_HDR == 0 {
-            Queue { fd: copy, header: 0, offload: Offload::default() }
-        } else {
-            let mut queue = Queue::new(copy, config.offload);
-            queue.header = VNET_HEADER;
-            queue
-        };
-        let own = if name.is_empty() { None } else { sys::tun::mtu(&name).ok() };
+        // In another namespace the name may be a stranger's.
+        let here = sys::tun::is_here(&copy);
+        let own = if name.is_empty() || here == Some(false) { None } else { sys::tun::mtu(&name).ok() };
         let own = own.and_then(|mtu| u16::try_from(mtu).ok());
         let mtu = config.mtu.or(own).unwrap_or(MTU_PLAIN);
-        if config.mtu.is_some() && own.is_some_and(|own| own != mtu) {
+        let queue = Queue::new(copy, flags & IFF_VNET_HDR != 0, config.offload);
+        if here == Some(true) && own.is_some_and(|own| own != mtu) {
             // Whoever handed the descriptor over may have kept the right to set this; packets within the device's own
             // MTU flow either way.
             let _ = sys::tun::set_mtu(&name, mtu.into());
@@ -205,15 +201,21 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Takes a descriptor that is attached with `IFF_VNET_HDR` when `offload` is set, and asks for as much of it as
-    /// the kernel grants.
-    fn new(fd: OwnedFd, offload: bool) -> Self {
-        if !offload {
+    /// Takes an attached descriptor; `framed` says whether with `IFF_VNET_HDR`. With `offload` it asks for as much as the
+    /// kernel grants.
+    fn new(fd: OwnedFd, framed: bool, offload: bool) -> Self {
+        if !framed {
             return Self { fd, header: 0, offload: Offload::default() };
         }
         // The legacy header of ten bytes is the default; a persistent device may have been set otherwise before.
         let _ = sys::tun::set_header_len(&fd, VNET_HEADER as i32);
-        let offload = features::negotiate(|set| sys::tun::set_offload(&fd, set).is_ok());
+        let offload = if offload {
+            features::negotiate(|set| sys::tun::set_offload(&fd, set).is_ok())
+        } else {
+            // Whoever opened it may have asked for some.
+            let _ = sys::tun::set_offload(&fd, 0);
+            Offload::default()
+        };
         Self { fd, header: VNET_HEADER, offload }
     }
 
