@@ -229,9 +229,13 @@ def test_a_closed_standard_error_changes_no_exit_code(world):
 @pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
 def test_a_device_of_another_namespace_is_not_taken_for_one_of_that_name_here(world):
     here = """
-import json, sys
+import json, subprocess, sys
 from t2s import Tunnel, open_tun
-theirs, (ours, _, _) = int(sys.argv[1]), open_tun("t2sx", mtu=1400)
+theirs = int(sys.argv[1])
+subprocess.run(["ip", "tuntap", "add", "t2sx", "mode", "tun", "pi"], check=True, timeout=10)
+Tunnel("direct://", tun_fd=theirs).stop(0)  # though the one here has packet information
+subprocess.run(["ip", "tuntap", "delete", "t2sx", "mode", "tun"], check=True, timeout=10)
+ours, _, _ = open_tun("t2sx", mtu=1400)
 def mtu():
     with open("/sys/class/net/t2sx/mtu") as file:
         return int(file.read())

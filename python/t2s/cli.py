@@ -15,6 +15,7 @@ import typer
 
 from t2s import cli_routes, cli_tunnel
 from t2s.errors import ScenarioError, T2sError
+from t2s.flags import parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 """Exit code for input that cannot be used; typer's own for wrong options."""
+INTERRUPTED = 130
+"""Exit code for Ctrl-C before a command has begun to listen for it; typer's own."""
 
 app = typer.Typer(
     help="A tun2socks that is measured.",
@@ -173,8 +176,16 @@ def columns() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line: a plain `t2s run` without the weight of typer's parser, all else with it."""
+    if sys.argv[1:2] == ["run"] and (flags := parse(cli_tunnel.run, sys.argv[2:])) is not None:
+        try:
+            cli_tunnel.run(**flags)
+        except typer.Exit as end:
+            sys.exit(end.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+    else:
+        app()
 
 
 def _load(file: Path, changes: list[str] | None, driver: Driver | None) -> ScenarioFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
@@ -18,7 +18,7 @@ import typer
 from t2s._core import ConfigError, T2sError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
     from t2s.keeper import Keeper
@@ -57,7 +57,16 @@ def run(
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
     user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
-    dns: Annotated[str | None, typer.Option(help="direct, or over-tcp.")] = None,
+    dns: Annotated[str | None, typer.Option(help="direct, over-tcp or fake-ip.")] = None,
+    fake_ip_v4: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    fake_ip_v6: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    dns_address: Annotated[
+        str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")
+    ] = None,
+    dns_hijack: Annotated[
+        bool | None, typer.Option("--dns-hijack/--no-dns-hijack", help="It is one at every address.")
+    ] = None,
+    dns_server: Annotated[str | None, typer.Option(help="For queries to it that it does not answer itself.")] = None,
     accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
     congestion: Annotated[str | None, typer.Option(help="cubic or newreno, towards clients.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")] = None,
@@ -70,7 +79,9 @@ def run(
     udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
     memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,
     checksum: Annotated[str | None, typer.Option(help="auto, scalar, swar, avx2, avx512 or neon.")] = None,
-    busy_poll_us: Annotated[int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")] = None,
+    busy_poll_us: Annotated[
+        int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")
+    ] = None,
     loop_limit_ms: Annotated[int | None, typer.Option(help="Iterations longer than this are alarms; 0 off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
     stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
@@ -90,6 +101,10 @@ def run(
     force: Annotated[
         bool | None, typer.Option("--force", help="With --auto-route: even if it cuts connections to this host.")
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics; to this host alone without an address."),
+    ] = None,
 ) -> None:
     """Carry what is sent into a TUN device through a proxy, until SIGINT or SIGTERM."""
     flags = {key: value for key, value in locals().items() if value is not None and key != "config"}
@@ -99,11 +114,14 @@ def run(
     try:
         settings = load(flags, config, os.environ)
         keeper = _keeper(settings)
+        if settings.metrics:
+            # Now: another user may not be allowed to read the interpreter's folders.
+            import t2s.metrics_server  # noqa: F401 - for what it loads
         tunnel = Tunnel(settings.tunnel)
     except T2sError as error:
         _refuse(error)
     try:
-        with keeper or nullcontext(), tunnel, _Signals() as signals:
+        with keeper or nullcontext(), tunnel, _Signals() as signals, _metrics(settings, tunnel):
             if keeper:
                 tell([("warn", warning) for warning in keeper.install(tunnel.name)])
                 tell([("info", f"routes: all traffic goes into {tunnel.name}")])
@@ -149,6 +167,23 @@ def _keeper(settings: RunSettings) -> Keeper | None:
     from t2s.keeper import Keeper
 
     return Keeper.start(settings.routes)
+
+
+@contextmanager
+def _metrics(settings: RunSettings, tunnel: Tunnel) -> Iterator[None]:
+    """Serve metrics where the settings say so; what that needs is loaded only then."""
+    if settings.metrics is None:
+        yield
+        return
+    from ipaddress import ip_address
+
+    from t2s.metrics_server import MetricsServer
+
+    with MetricsServer(*settings.metrics, tunnel) as server:
+        typer.echo(f"info: metrics at {server.url}", err=True)
+        if not ip_address(settings.metrics[0]).is_loopback:
+            typer.echo("warn: everybody who reaches this address reads these metrics", err=True)
+        yield
 
 
 class _Signals:

@@ -105,6 +105,9 @@ def _serve(
     try:
         # The user stays: whoever gives up the command's user can no longer send it signals.
         inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or DNS_MODE, user=None)
+        if inside.dns == "fake-ip":
+            # Whichever resolver the command asks, the tunnel answers.
+            inside = replace(inside, dns_hijack=True)
         tunnel = Tunnel(inside)
     finally:
         os.close(fd)
@@ -186,7 +189,8 @@ def _execute(words: Sequence[str]) -> int:
 def _settle(config: TunnelConfig, resolv_conf: Path) -> tuple[int, int]:
     """Make the namespaces with the device, its addresses and routes, and the resolver's file."""
     namespace.enter(user=os.geteuid() != 0)
-    fd, name, mtu = open_tun("t2s0", mtu=config.mtu, offload=config.offload != "off")
+    # Without root the tunnel cannot tell, outside, that the device is not here; another one must not have its name.
+    fd, name, mtu = open_tun(f"t2s{os.getpid()}", mtu=config.mtu, offload=config.offload != "off")
     with kernel() as ipr, told_refusals():
         ipr.link("set", index=ipr.link_lookup(ifname="lo")[0], state="up")
         [index] = ipr.link_lookup(ifname=name)

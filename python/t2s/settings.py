@@ -8,6 +8,7 @@ the file's `credentials_file` or its `username` and `password`, or from the URL.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ class RunSettings:
     """Time for open flows after a signal, seconds."""
     routes: RouteSettings | None = None
     """Lead all traffic into the tunnel."""
-    dns_server: str | None = None
-    """Resolver of `t2s exec`."""
+    metrics: tuple[str, int] | None = None
+    """Address and port of the Prometheus metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +56,7 @@ class _Own:
     address: list[str] | None = None
     families: Families | None = None
     force: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Exec:
-    """Keys of `t2s exec`, which `t2s run` leaves alone."""
-
-    dns_server: str | None = None
+    metrics: str | int | None = None
 
 
 def keys() -> list[str]:
@@ -78,7 +73,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     if "proxy" not in merged:
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
-    own = {item.name: merged.pop(item.name, None) for of in (_Own, _Exec) for item in dataclasses.fields(of)}
+    own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_Own)}
     for key in ("stats", "grace"):
         value = own[key]
         if value is not None and not (value > 0 if key == "stats" else value >= 0):
@@ -87,9 +82,9 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     return RunSettings(
         tunnel=TunnelConfig.from_mapping(merged),
         routes=routes,
-        dns_server=own["dns_server"],
         stats=own["stats"],
         grace=GRACE_S if own["grace"] is None else own["grace"],
+        metrics=None if own["metrics"] is None else listen_address("metrics", own["metrics"]),
     )
 
 
@@ -120,6 +115,31 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
     return routes
 
 
+def listen_address(key: str, text: str | int) -> tuple[str, int]:
+    """Read `[ADDRESS:]PORT`; without an address it is this host's alone.
+
+    >>> listen_address("metrics", "9100"), listen_address("metrics", "[::1]:9100")
+    (('127.0.0.1', 9100), ('::1', 9100))
+    >>> listen_address("metrics", ":9100")
+    Traceback (most recent call last):
+        ...
+    t2s.ConfigError: metrics: ':9100' is no address; write PORT, 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT for all
+    """
+    host, colon, port = str(text).rpartition(":")
+    host = "127.0.0.1" if not colon or host == "localhost" else host
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        number = int(port) if port.isascii() and port.isdigit() else -1
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65_535 or bracketed != (address.version == 6):
+        raise ConfigError(
+            f"{key}: {text!r} is no address; write PORT, 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT for all"
+        )
+    return str(address), number
+
+
 def read_file(file: Path) -> dict[str, Any]:
     """Read a TOML file; every problem names its line, and an unknown key the nearest that exists."""
     try:
@@ -130,7 +150,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     lines = key_lines(text)
-    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own) | get_type_hints(_Exec)
+    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own)
     found: dict[str, Any] = {}
     for written, value in tree.items():
         key, place = written.replace("-", "_"), f"{file}:{lines.get((written,), 1)}"

@@ -67,8 +67,18 @@ class TunnelConfig:
     """Congestion control towards the client."""
     pipeline: Literal["auto", "on", "off"] | None = None
     """Send the SOCKS5 greeting and request in one segment."""
-    dns: Literal["direct", "over-tcp"] | None = None
-    """Carry DNS queries as datagrams like any other, or over TCP."""
+    dns: Literal["direct", "over-tcp", "fake-ip"] | None = None
+    """Carry DNS queries as datagrams like any other, or over TCP; or answer with made-up addresses for names."""
+    fake_ip_v4: str | None = None
+    """The range of made-up IPv4 addresses, or `off`."""
+    fake_ip_v6: str | None = None
+    """The range of made-up IPv6 addresses, or `off`."""
+    dns_address: str | None = None
+    """Addresses at which the tunnel is a name server, with commas between; with `fake-ip` the first of each range."""
+    dns_hijack: bool | None = None
+    """Take queries to every address for queries to the tunnel's own."""
+    dns_server: str | None = None
+    """Where queries to the tunnel's own address go that it does not answer: an IP address, or `address:port`."""
     icmp_echo: bool | None = None
     """Answer pings to any address."""
     max_tcp_flows: int | None = None
@@ -88,7 +98,7 @@ class TunnelConfig:
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] | None = None
     """Checksum kernel."""
     busy_poll_us: int | None = None
-    """Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0 never."""
+    """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never."""
     loop_limit_ms: int | None = None
     """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
     log_level: LogLevel | None = None
@@ -199,20 +209,30 @@ class Tunnel:
         return self._core.stats()
 
     def flows(self) -> pl.DataFrame:
-        """Return a row for each TCP flow: both ends, state, bytes, and its phase times, nanoseconds since its SYN."""
+        """Return a row for each TCP flow and each UDP session, which has no state and no phases.
+
+        Columns: both ends (of a UDP session, where its first datagram went), state, payload bytes, `rate_up` and
+        `rate_down` in bytes a second, and phase times in nanoseconds since the SYN, 0 for what has not happened yet.
+        Rates are means since the call before, and since the flow's start at the first; calls within half a second of
+        each other return the same rates.
+        """
         import polars as pl  # noqa: PLC0415 - the tunnel itself needs none of it
 
         text, number, port = pl.String(), pl.Int64(), pl.UInt16()
         schema = pl.Schema(
             {
                 "worker": number,
+                "protocol": text,
                 "client": text,
                 "client_port": port,
                 "target": text,
                 "target_port": port,
+                "domain": text,
                 "state": text,
                 "bytes_up": number,
                 "bytes_down": number,
+                "rate_up": pl.Float64(),
+                "rate_down": pl.Float64(),
                 "age_ns": number,
                 "connect_ns": number,
                 "reply_ns": number,

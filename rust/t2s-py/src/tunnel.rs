@@ -94,6 +94,9 @@ impl Tunnel {
     }
 
     /// Return all counters by name, summed over workers. They stay readable after the end.
+    ///
+    /// Those that end in `_times` are histograms: `count`, `sum_ns`, and `buckets`, of which number `i` counts durations
+    /// of at most 2^i µs and the last all that are longer.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let stats = py.detach(|| self.engine.stats());
         let dict = parsed(py, serde_json::to_string(&stats))?;
@@ -103,20 +106,29 @@ impl Tunnel {
         Ok(dict)
     }
 
-    /// Return a dict for each TCP flow: `worker`, `client` and `target` as `(address, port)`, `state`, `bytes_up`,
-    /// `bytes_down`, `age_ns`, and the times since its SYN at which the proxy was reached (`connect_ns`), had answered
-    /// (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not happened yet.
+    /// Return a dict for each TCP flow and each UDP session: `worker`, `protocol`, `client` and `target` as `(address,
+    /// port)`, `domain` (the name that `target` stands for, None for a real address), `state` (None for UDP), `bytes_up`,
+    /// `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since its SYN at which the proxy was reached
+    /// (`connect_ns`), had answered (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not
+    /// happened yet.
+    ///
+    /// Rates are bytes a second since the call before, and since the flow's start at the first; calls within half a
+    /// second of each other return the same rates. The target of a UDP session is that of its first datagram.
     fn flows<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let rows = py.detach(|| self.engine.flows());
         rows.into_iter()
             .map(|row| {
                 let dict = PyDict::new(py);
                 dict.set_item("worker", row.worker)?;
+                dict.set_item("protocol", row.protocol)?;
                 dict.set_item("client", end_of(row.client))?;
                 dict.set_item("target", end_of(row.target))?;
+                dict.set_item("domain", row.domain)?;
                 dict.set_item("state", row.state)?;
                 dict.set_item("bytes_up", row.bytes_up)?;
                 dict.set_item("bytes_down", row.bytes_down)?;
+                dict.set_item("rate_up", row.rate_up)?;
+                dict.set_item("rate_down", row.rate_down)?;
                 dict.set_item("age_ns", row.age_ns)?;
                 dict.set_item("connect_ns", row.connect_ns)?;
                 dict.set_item("reply_ns", row.reply_ns)?;

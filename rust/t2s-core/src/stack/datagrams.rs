@@ -159,7 +159,8 @@ impl Inner {
         }
         let mut disposition = Disposition::Accepted;
         for part in packet.buf.as_slice().chunks(size) {
-            let Ok(copy) = self.pool.alloc_copy(part, 0) else {
+            // With room for a relay's header, as a packet of its own has.
+            let Ok(copy) = self.pool.alloc_copy(part, DATAGRAM_HEADROOM) else {
                 self.stats.drops.add(DropReason::PoolExhausted);
                 disposition = Disposition::Dropped(DropReason::PoolExhausted);
                 break;
@@ -185,7 +186,7 @@ impl Inner {
         if len + if client.is_ipv4() { ip_len } else { 0 } > 65_535 {
             return self.drop_reply(payload, DropReason::TooBig);
         }
-        self.sessions.touch(now, session);
+        self.sessions.touch(now, session, payload.len());
         let mut buf = payload;
         if buf.headroom() < ip_len + UDP_HEADER {
             let Ok(copy) = self.pool.alloc_copy(buf.as_slice(), DATAGRAM_HEADROOM) else {

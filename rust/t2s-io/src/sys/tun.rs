@@ -72,6 +72,16 @@ pub fn is_here(fd: impl AsFd) -> Option<bool> {
     Some((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
 }
 
+/// The flags that an interface was made with, as the driver tells them in sysfs.
+///
+/// `TUNGETIFF` says `IFF_NOFILTER` in the very bit of `IFF_NO_PI`, so that its answer tells nothing about that one.
+pub fn driver_flags(name: &str) -> io::Result<i32> {
+    request(name)?;
+    let text = fs::read_to_string(format!("/sys/class/net/{name}/tun_flags"))?;
+    let digits = text.trim().trim_start_matches("0x");
+    i32::from_str_radix(digits, 16).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 /// `TUNSETOFFLOAD`: which unfinished packets this side accepts.
 pub fn set_offload(fd: impl AsFd, features: u32) -> io::Result<()> {
     // SAFETY: the control takes its argument by value.
@@ -137,6 +147,17 @@ pub fn set_mtu(name: &str, mtu: u32) -> io::Result<()> {
     let socket = control_socket()?;
     // SAFETY: the control reads name and MTU.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &raw const request) })?;
+    Ok(())
+}
+
+/// Sets how many packets an interface's queue holds; needs `CAP_NET_ADMIN`.
+pub fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
+    let mut request = request(name)?;
+    // `ifr_qlen` is another name for this integer of the union.
+    request.ifr_ifru.ifru_metric = packets as libc::c_int;
+    let socket = control_socket()?;
+    // SAFETY: the control reads name and length.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN as _, &raw const request) })?;
     Ok(())
 }
 

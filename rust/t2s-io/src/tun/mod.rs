@@ -23,6 +23,9 @@ use features::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR};
 pub const MTU_OFFLOAD: u16 = 8_500;
 /// MTU of a device without offload when none was asked for, bytes.
 pub const MTU_PLAIN: u16 = 1_500;
+/// Packets that a device's queue holds. The kernel's 500 overflow with a few hundred busy connections, and what is lost
+/// there hits the weakest again and again until it stands still. Windows bound what is really queued.
+const QUEUE_LEN: u32 = 10_000;
 /// Smallest MTU, bytes: what IPv6 needs (RFC 8200, section 5).
 pub const MTU_MIN: u16 = 1_280;
 /// Queues the kernel has for one device (`MAX_TAP_QUEUES` in `drivers/net/tun.c`).
@@ -152,6 +155,8 @@ impl Device {
                 error,
             })?;
         }
+        // Without the right to do so the queue stays as it is.
+        let _ = sys::tun::set_queue_len(&name, QUEUE_LEN);
         if config.up {
             sys::tun::set_up(&name).map_err(|error| OpenError::Setting {
                 what: "the up flag",
@@ -174,13 +179,15 @@ impl Device {
         if flags & IFF_TAP != 0 {
             return Err(refuse(&"it is a TAP device, which carries Ethernet frames"));
         }
-        if flags & IFF_NO_PI == 0 {
+        // What the name of a device in another namespace means here is a stranger, if anything.
+        let here = sys::tun::is_here(&copy);
+        let known = (!name.is_empty() && here != Some(false)).then_some(name.as_str());
+        // Where sysfs is not to be had (Android) devices have no packet information.
+        let made_with = known.and_then(|name| sys::tun::driver_flags(name).ok()).unwrap_or(IFF_NO_PI);
+        if made_with & IFF_NO_PI == 0 {
             return Err(refuse(&"it was opened without IFF_NO_PI"));
         }
-        // In another namespace the name may be a stranger's.
-        let here = sys::tun::is_here(&copy);
-        let own = if name.is_empty() || here == Some(false) { None } else { sys::tun::mtu(&name).ok() };
-        let own = own.and_then(|mtu| u16::try_from(mtu).ok());
+        let own = known.and_then(|name| sys::tun::mtu(name).ok()).and_then(|mtu| u16::try_from(mtu).ok());
         let mtu = config.mtu.or(own).unwrap_or(MTU_PLAIN);
         let queue = Queue::new(copy, flags & IFF_VNET_HDR != 0, config.offload);
         if here == Some(true) && own.is_some_and(|own| own != mtu) {

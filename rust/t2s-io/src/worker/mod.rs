@@ -8,9 +8,12 @@
 //! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
 //! so that a flow costs one `epoll_ctl` in its life.
 
+mod aliases;
 mod clockwork;
 mod datagrams;
+mod histogram;
 mod lookup;
+mod names;
 mod patience;
 mod stats;
 mod streams;
@@ -32,6 +35,7 @@ use crate::config::TunnelConfig;
 use crate::dial::Route;
 use crate::dial::resolve::SharedRoute;
 use crate::log::{Level, Logger};
+use crate::resolver::Resolver;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::epoll::{Epoll, Events, Interest};
 use crate::sys::event::Waker;
@@ -40,6 +44,7 @@ use crate::tun::{Queue, VNET_HEADER};
 
 use clockwork::Clockwork;
 use datagrams::Datagrams;
+pub use histogram::Histogram;
 use lookup::Lookups;
 use patience::Patience;
 pub use stats::{FlowRow, TunnelStats, WorkerStats};
@@ -73,7 +78,7 @@ pub(crate) const FOREIGN: usize = 1_024;
 pub(crate) enum Command {
     /// A copy of its counters.
     Stats(Sender<WorkerStats>),
-    /// A row for each of its TCP flows.
+    /// A row for each of its TCP flows and UDP sessions.
     Flows(Sender<Vec<FlowRow>>),
     /// End: at once when `grace` is 0, else when the flows are done or the time is up (nanoseconds).
     Stop {
@@ -105,6 +110,8 @@ pub(crate) struct Shared {
     pub(crate) resolving: AtomicBool,
     /// It was said that the proxy carries no UDP.
     pub(crate) udp_refusal_told: AtomicBool,
+    /// Answers queries, and knows what fake addresses stand for.
+    pub(crate) resolver: Resolver,
 }
 
 /// What a worker is made of.
@@ -344,6 +351,11 @@ impl Worker {
             let Some(mut buf) = self.scratch() else { break };
             buf.reset(HEADROOM);
             match self.queue.read(buf.spare_mut()) {
+                // No packet is empty: whatever an inherited descriptor leads to, its other end is gone.
+                Ok(0) => {
+                    self.keep(buf);
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 Ok(len) => {
                     bytes += len;
                     self.stats.device_reads += 1;

@@ -10,7 +10,7 @@ use t2s_core::buf::CLASSES;
 use t2s_core::stack::{CloseReason, FlowId, Refusal};
 
 use super::token::{Kind, Token};
-use super::{HEADROOM, Worker};
+use super::{HEADROOM, Worker, WorkerStats};
 use crate::dial::{Attempt, Failure, Progress, Target};
 use crate::log::Level;
 use crate::sys::epoll::{Event, Interest};
@@ -63,6 +63,18 @@ pub(super) struct Stream {
     eof: bool,
     /// When it was dialled, connected, answered and first heard of, nanoseconds of the worker's clock; 0: not yet.
     pub(super) phases: [u64; 4],
+    /// The name that it was dialled by.
+    domain: Option<Box<str>>,
+}
+
+impl Stream {
+    /// Bytes of the target came; only the first time counts.
+    fn first_byte(&mut self, now: u64, stats: &mut WorkerStats) {
+        if self.phases[3] == 0 {
+            self.phases[3] = now;
+            stats.first_byte_times.record(now.saturating_sub(self.phases[0]));
+        }
+    }
 }
 
 /// All upstreams of a worker, by the index of their flow.
@@ -143,6 +155,12 @@ impl Streams {
         let stream = self.slots.get(flow.index()).and_then(Option::as_ref).filter(|stream| stream.flow == flow);
         stream.map_or([0; 4], |stream| stream.phases)
     }
+
+    /// The name that a flow's upstream was dialled by.
+    pub(super) fn domain(&self, flow: FlowId) -> Option<String> {
+        let stream = self.slots.get(flow.index()).and_then(Option::as_ref).filter(|stream| stream.flow == flow);
+        stream?.domain.as_deref().map(Into::into)
+    }
 }
 
 impl Worker {
@@ -151,7 +169,10 @@ impl Worker {
         if self.stop_at.is_some() {
             return self.stack.refused(self.now, flow, Refusal::Refused);
         }
-        let target = Target::Ip(target);
+        let target = match self.stream_target(target) {
+            Ok(target) => target,
+            Err(refusal) => return self.stack.refused(self.now, flow, refusal),
+        };
         let started = Attempt::connect(&self.route, self.shared.config.mark, &target);
         let (fd, attempt) = match started {
             Ok(started) => started,
@@ -175,6 +196,10 @@ impl Worker {
             shut: false,
             eof: false,
             phases: [self.now.nanos(), 0, 0, 0],
+            domain: match target {
+                Target::Domain(name, _) => Some(name.into()),
+                Target::Ip(_) | Target::Associate => None,
+            },
         });
         // A proxy on this host, or behind a virtual link, has often accepted by now: its handshake starts at once.
         self.dial_on(flow);
@@ -204,6 +229,7 @@ impl Worker {
         let progress = attempt.advance(stream.fd.as_fd());
         if attempt.is_connected() && stream.phases[1] == 0 {
             stream.phases[1] = self.now.nanos();
+            self.stats.connect_times.record(stream.phases[1].saturating_sub(stream.phases[0]));
         }
         match progress {
             Progress::Waiting => {}
@@ -220,6 +246,9 @@ impl Worker {
                 let spent = stream.phases[2].saturating_sub(stream.phases[0]);
                 self.stats.connected(spent);
                 self.stack.connected(self.now, flow);
+                if !done.early.is_empty() {
+                    stream.first_byte(self.now.nanos(), &mut self.stats);
+                }
                 if !done.early.is_empty()
                     && let Some(mut buf) = self.stack.alloc(done.early.len(), HEADROOM)
                 {
@@ -384,9 +413,7 @@ impl Worker {
                 }
                 Ok(len) => {
                     self.stats.upstream_reads += 1;
-                    if stream.phases[3] == 0 {
-                        stream.phases[3] = self.now.nanos();
-                    }
+                    stream.first_byte(self.now.nanos(), &mut self.stats);
                     // A short read of a stream means that there is no more, unless its end is already known.
                     let drained = len < want && !stream.ended;
                     if drained {
