@@ -176,6 +176,18 @@ def test_the_rules_into_the_tunnel_go_before_the_exceptions():
     assert kernel.left == [(4, routes.PROTOCOL)]
 
 
+def test_an_owner_who_takes_no_calls_is_told(monkeypatch):
+    monkeypatch.setattr(routes, "LOCK", f"\0t2s-routes-test-{os.getpid()}")
+    monkeypatch.setattr(routes, "ANSWER_S", 0.1)
+    assert routes.owner() is None
+    with socket.socket(socket.AF_UNIX) as stranger, socket.socket(socket.AF_UNIX) as caller:
+        stranger.bind(routes.LOCK)
+        stranger.listen(0)
+        caller.connect(routes.LOCK)
+        with pytest.raises(TunnelError, match="a process that cannot be seen from here"):
+            routes.take_lock()
+
+
 def test_the_keepers_answers():
     def answer(write):
         ours, theirs = socket.socketpair()

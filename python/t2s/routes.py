@@ -173,12 +173,12 @@ class Owner:
 
 
 def owner() -> Owner | None:
-    """Return who owns this namespace's routes, or None for nobody."""
+    """Return who owns this namespace's routes, or None for nobody, or nobody who answers."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(ANSWER_S)
         try:
             probe.connect(LOCK)
-        except ConnectionRefusedError:
+        except OSError:  # refused, or a stranger who has the name and takes no calls
             return None
         process, user, _ = struct.unpack("=iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         try:
