@@ -123,7 +123,7 @@ class TestExec:
                 assert told(who, *PEERS, "download", target, PORT, 300_000) == peers.digest(300_000)
                 assert told(who, *PEERS, "udp", target, PORT, 1, 1_400) == [1, 1_400]
             assert told(who, *PEERS, "connect", TARGETS["v4"], "9") == "ConnectionRefusedError"
-            assert netns.SERVER_END in outside()
+            netns.until(lambda: netns.SERVER_END in outside(), "not outside", world / "wire.log")
             assert not outside() & set(TARGETS.values())
 
     def test_names_are_resolved_through_it(self, who, world):
@@ -214,6 +214,76 @@ def test_a_device_file_that_is_closed_is_named(world):
     done = execute("nobody", "true", mode="600")
     assert (done.returncode, done.stdout) == (125, "")
     assert "chmod 0666 /dev/net/tun" in done.stderr
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_a_closed_standard_error_changes_no_exit_code(world):
+    words = [*prefix("root"), "sh", "-c", 'exec "$@" 2>&-', "sh", *T2S, "exec", *FLAGS, "--", "no-such-command"]
+    assert subprocess.run(words, check=False, timeout=60, env=ENV, stdout=subprocess.DEVNULL).returncode == 127
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_a_device_of_another_namespace_is_not_taken_for_one_of_that_name_here(world):
+    here = """
+import json, subprocess, sys
+from t2s import Tunnel, open_tun
+theirs = int(sys.argv[1])
+subprocess.run(["ip", "tuntap", "add", "t2sx", "mode", "tun", "pi"], check=True, timeout=10)
+Tunnel("direct://", tun_fd=theirs).stop(0)  # though the one here has packet information
+subprocess.run(["ip", "tuntap", "delete", "t2sx", "mode", "tun"], check=True, timeout=10)
+ours, _, _ = open_tun("t2sx", mtu=1400)
+def mtu():
+    with open("/sys/class/net/t2sx/mtu") as file:
+        return int(file.read())
+told = []
+for fd, wanted in ((theirs, None), (theirs, 8000), (ours, None), (ours, 2000)):
+    with Tunnel("direct://", tun_fd=fd, mtu=wanted) as tunnel:
+        told.append([tunnel.mtu, mtu()])
+print(json.dumps(told))
+"""
+    there = f"""
+import os, sys
+from t2s import open_tun
+fd, _, _ = open_tun("t2sx", mtu=9000)
+os.set_inheritable(fd, True)
+os.execvp("ip", ["ip", "netns", "exec", {SERVER!r}, sys.executable, "-c", {here!r}, str(fd)])
+"""
+    full = [*prefix("root"), sys.executable, "-c", there]
+    done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1_500, 1_400], [8_000, 1_400], [1_400, 1_400], [2_000, 2_000]]
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_offload_that_the_opener_of_a_device_asked_for_can_be_switched_off(world):
+    code = """
+import json, subprocess, sys
+from t2s import Tunnel, open_tun
+fd, name, mtu = open_tun("t2sy")
+for words in (["address", "add", "10.9.9.1/32", "dev", name], ["route", "add", sys.argv[1], "dev", name]):
+    subprocess.run(["ip", *words], check=True, timeout=10)
+with Tunnel("direct://", tun_fd=fd, offload="off", mark=1) as tunnel:
+    subprocess.run([sys.executable, *sys.argv[2:]], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    print(json.dumps([mtu, tunnel.stats()["packets_in"]]))
+"""
+    target = TARGETS["v4"]
+    ip = ["-n", CLIENT, "rule"]
+    full = [*prefix("root"), sys.executable, "-c", code, target, *PEERS[1:], "upload", target, PORT, "3000000"]
+    netns.ip(*ip, "add", "fwmark", "1", "table", "99", "priority", "5")
+    try:
+        netns.ip("-n", CLIENT, "route", "add", "default", "via", netns.SERVER_END, "table", "99")
+        done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=60)
+    finally:
+        netns.ip(*ip, "del", "fwmark", "1", "table", "99", "priority", "5")
+    assert done.returncode == 0, done.stderr
+    mtu, packets = json.loads(done.stdout)
+    assert packets > 3_000_000 // mtu, "super-segments"
     assert world.exists()
 
 

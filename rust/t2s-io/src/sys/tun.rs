@@ -1,11 +1,11 @@
 //! `/dev/net/tun` and its controls (`linux/if_tun.h`), and the few interface controls of `netdevice(7)`.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::io::IoSlice;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
 use super::{check, check_fd, check_len};
 
@@ -58,6 +58,18 @@ pub fn interface(fd: impl AsFd) -> io::Result<(String, i32)> {
     // SAFETY: the control has set the flags; any bits are a valid `c_short`.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((name_of(&request), i32::from(flags as u16)))
+}
+
+/// `TUNGETDEVNETNS` of `linux/if_tun.h` (Linux 5.1): `_IO('T', 227)`.
+const TUNGETDEVNETNS: u32 = 0x54E3;
+
+/// Whether the interface of a descriptor lives in the calling thread's network namespace, so that its name means the
+/// same here; `None` where the kernel does not tell, which takes `CAP_NET_ADMIN` in the interface's namespace.
+pub fn is_here(fd: impl AsFd) -> Option<bool> {
+    // SAFETY: the control takes no argument and answers with a new descriptor, which `check_fd` owns.
+    let theirs = check_fd(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TUNGETDEVNETNS as _) }).ok()?;
+    let (theirs, ours) = (File::from(theirs).metadata().ok()?, fs::metadata("/proc/thread-self/ns/net").ok()?);
+    Some((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
 }
 
 /// The flags that an interface was made with, as the driver tells them in sysfs.
