@@ -4,6 +4,7 @@ The first part needs nothing; the second runs in two network namespaces of its o
 """
 
 import errno
+import ipaddress
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ import pytest
 import netns
 import peers
 from netns import OTHERS, PEERS, PORT, PROXY, T2S, TARGETS, watching
-from t2s import ConfigError, namespace
-from t2s.execute import DNS_SERVER, check_server
+from t2s import ConfigError, TunnelConfig, namespace
+from t2s.execute import DNS_SERVER, check_server, dns_mode
 
 CLIENT, SERVER = f"t2s-xc-{os.getpid()}", f"t2s-xs-{os.getpid()}"
 NOBODY = "65534"
@@ -113,6 +114,19 @@ def told(who, *command):
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"proxy": "socks5://h"}, "fake-ip"),
+        ({"proxy": "http://h"}, "fake-ip"),
+        ({"proxy": "direct://"}, "over-tcp"),
+        ({"proxy": "socks5://h", "dns_server": "192.0.2.53"}, "over-tcp"),
+    ],
+)
+def test_names_are_the_proxys_to_resolve_unless_something_else_is_said(settings, mode):
+    assert dns_mode(TunnelConfig(**settings)) == mode
+
+
 @pytest.mark.root
 @pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
 @pytest.mark.parametrize("who", ["root", "container", "nobody"])
@@ -131,6 +145,15 @@ class TestExec:
         with watching(SERVER, "wire", world / "wire.log") as outside:
             assert told(who, sys.executable, "-c", code) == OTHERS["v4"]
             assert TARGETS["v4"] not in outside()
+
+    def test_the_tunnel_makes_addresses_up_where_no_resolver_is_named(self, who, world):
+        code = "import json, socket; print(json.dumps(socket.gethostbyname('name.example')))"
+        done = execute(who, sys.executable, "-c", code, flags=FLAGS[:2])
+        assert done.returncode == 0, done.stderr
+        assert ipaddress.ip_address(json.loads(done.stdout)) in ipaddress.ip_network(
+            TunnelConfig.defaults()["fake_ip_v4"]
+        )
+        assert world.exists()
 
     def test_there_is_no_other_way_out(self, who, world):
         code = "import json, socket; print(json.dumps([name for _, name in socket.if_nameindex()]))"

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from t2s import namespace
 from t2s._core import ConfigError, T2sError, TunnelError, open_tun
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from t2s.tunnel import TunnelConfig
 
 DNS_SERVER = "9.9.9.9"
-"""Resolver that the command asks where none is set, through the proxy: Quad9, which keeps no addresses."""
-DNS_MODE: Final = "over-tcp"
-"""How its queries travel where nothing is set: every proxy carries TCP."""
+"""Resolver that the command asks where none is set: Quad9, which keeps no addresses. With made-up addresses, the usual
+case, the tunnel answers in its place, and nobody asks it."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes for commands that cannot be started, as shells have them."""
 RESOLVERS = tuple(map(Path, ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/avahi-daemon")))
@@ -104,7 +103,7 @@ def _serve(
     fd, mtu = device
     try:
         # The user stays: whoever gives up the command's user can no longer send it signals.
-        inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or DNS_MODE, user=None)
+        inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or dns_mode(config), user=None)
         if inside.dns == "fake-ip":
             # Whichever resolver the command asks, the tunnel answers.
             inside = replace(inside, dns_hijack=True)
@@ -216,6 +215,12 @@ def _resolve_here(resolv_conf: Path) -> None:
         namespace.cover(target, resolv_conf)
     except OSError as error:
         raise TunnelError(f"exec: cannot replace {target}: {error.strerror}; make it a file that exists") from None
+
+
+def dns_mode(config: TunnelConfig) -> Literal["fake-ip", "over-tcp"]:
+    """Return how names are resolved where nothing is said: by the proxy; without one, or with a resolver, over TCP."""
+    direct = config.proxy.startswith("direct:")
+    return "over-tcp" if direct or config.dns_server is not None else "fake-ip"
 
 
 def check_server(text: str | None) -> str:
