@@ -55,8 +55,8 @@ pub(super) struct Clockwork {
     /// CPU time at some moment before this iteration started.
     cpu: u64,
     since_cpu: u32,
-    /// Work was done since the last trim, the last of it at this time.
-    busy: Option<u64>,
+    /// Work was done since the last trim: the first of it and the last of it at these times.
+    busy: Option<(u64, u64)>,
     pub(super) iterations: u64,
     pub(super) longest_wall: u64,
     pub(super) histogram: [u64; BUCKETS],
@@ -99,8 +99,13 @@ impl Clockwork {
         self.phase_started = now;
         self.longest = ("events", 0);
         if woken {
-            self.busy = Some(now);
+            self.worked(now);
         }
+    }
+
+    /// Work was done that may have left memory behind.
+    pub(super) fn worked(&mut self, now: u64) {
+        self.busy = Some((self.busy.map_or(now, |(first, _)| first), now));
     }
 
     /// The iteration enters a phase.
@@ -140,16 +145,16 @@ impl Clockwork {
         Some(Alarm { phase: self.longest.0, wall, phase_wall: self.longest.1, off_cpu })
     }
 
-    /// When memory may be given back: once, after a time without work.
-    pub(super) fn trim_due(&mut self, now: u64, quiet: u64) -> Trim {
-        match self.busy {
-            None => Trim::Never,
-            Some(busy) if now.saturating_sub(busy) >= quiet => {
-                self.busy = None;
-                Trim::Now
-            }
-            Some(busy) => Trim::At(busy + quiet),
+    /// When memory may be given back: once, after a time without work; and `latest` after the first work at the latest,
+    /// since a trickle of packets must not keep what a burst has left.
+    pub(super) fn trim_due(&mut self, now: u64, quiet: u64, latest: u64) -> Trim {
+        let Some((first, last)) = self.busy else { return Trim::Never };
+        let at = (last + quiet).min(first + latest);
+        if now < at {
+            return Trim::At(at);
         }
+        self.busy = None;
+        Trim::Now
     }
 }
 
@@ -176,10 +181,23 @@ mod tests {
     #[test]
     fn trim_comes_once_after_work() {
         let mut clockwork = Clockwork::new(0);
-        assert!(matches!(clockwork.trim_due(5, 10), Trim::Never));
+        assert!(matches!(clockwork.trim_due(5, 10, 50), Trim::Never));
         clockwork.start(5, true);
-        assert!(matches!(clockwork.trim_due(6, 10), Trim::At(15)));
-        assert!(matches!(clockwork.trim_due(15, 10), Trim::Now));
-        assert!(matches!(clockwork.trim_due(30, 10), Trim::Never));
+        assert!(matches!(clockwork.trim_due(6, 10, 50), Trim::At(15)));
+        assert!(matches!(clockwork.trim_due(15, 10, 50), Trim::Now));
+        assert!(matches!(clockwork.trim_due(30, 10, 50), Trim::Never));
+    }
+
+    #[test]
+    fn a_trickle_of_work_does_not_put_the_trim_off_for_ever() {
+        let mut clockwork = Clockwork::new(0);
+        let mut trims = Vec::new();
+        for now in (0..200).step_by(5) {
+            clockwork.start(now, true);
+            if matches!(clockwork.trim_due(now, 10, 50), Trim::Now) {
+                trims.push(now);
+            }
+        }
+        assert_eq!(trims, [50, 105, 160]);
     }
 }

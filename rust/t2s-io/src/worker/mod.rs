@@ -60,8 +60,10 @@ const HEADROOM: usize = 128;
 const FRAME_MAX: usize = 67_584 - HEADROOM;
 /// Wait before the pool is asked again after it was exhausted.
 const STARVED: u64 = 2 * MILLIS;
-/// Time between two looks at memory that could be given back.
+/// Time without work after which memory is given back.
 const TRIM_EVERY: u64 = 1_000 * MILLIS;
+/// Time after which it is given back although some work goes on: twice within the 10 s that closed flows may leave traces.
+const TRIM_LATEST: u64 = 5_000 * MILLIS;
 /// Packets that may wait for another worker.
 pub(crate) const FOREIGN: usize = 1_024;
 
@@ -214,7 +216,9 @@ impl Worker {
         }
         self.epoll.wait(events, timeout)?;
         self.now = clock();
-        self.clockwork.start(self.now.nanos(), !events.is_empty());
+        // A question from another thread alone is no work that leaves memory behind.
+        let worked = events.iter().any(|event| Token::from_bits(event.token).kind() != Some(Kind::Waker));
+        self.clockwork.start(self.now.nanos(), worked);
         // Here, so that nobody who changes the route must wake the workers: what comes next dials by the new one.
         self.shared.route.refresh(&mut self.route_seen, &mut self.route);
         self.unfinished = false;
@@ -271,7 +275,7 @@ impl Worker {
         sooner(self.lookups.next_timeout());
         sooner(self.stop_at);
         // Something was cached since the last rest: come back once, when it is quiet, to give it back.
-        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY) {
+        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST) {
             clockwork::Trim::Now => self.trim(),
             clockwork::Trim::At(at) => sooner(Some(Instant::from_nanos(at))),
             clockwork::Trim::Never => {}
@@ -405,6 +409,7 @@ impl Worker {
             self.batch.push(packet);
         }
         if !self.batch.is_empty() {
+            self.clockwork.worked(self.now.nanos());
             let mut batch = std::mem::take(&mut self.batch);
             self.stack.handle_batch(self.now, &mut batch);
             self.batch = batch;
