@@ -32,6 +32,8 @@ class RunSettings:
     tunnel: TunnelConfig
     stats: float | None = None
     """A line of counters every so many seconds."""
+    stats_file: Path | None = None
+    """Where all counters stand as JSON: from the start, as often as `stats` says, and at the end."""
     grace: float = GRACE_S
     """Time for open flows after a signal, seconds."""
 
@@ -42,6 +44,7 @@ class _Own:
 
     credentials_file: str | None = None
     stats: float | None = None
+    stats_file: str | None = None
     grace: float | None = None
 
 
@@ -67,6 +70,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     return RunSettings(
         tunnel=TunnelConfig.from_mapping(merged),
         stats=own["stats"],
+        stats_file=None if own["stats_file"] is None else Path(own["stats_file"]),
         grace=GRACE_S if own["grace"] is None else own["grace"],
     )
 
