@@ -76,8 +76,12 @@ class Client(socketserver.BaseRequestHandler):
         self.by_target(b"\x05\x00\x00\x01" + socket.inet_aton(self.server.server_address[0]) + b"\x00\x09")
 
     def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6)):
-        exactly(self.request, exactly(self.request, 2)[1])
-        self.request.sendall(b"\x05\x00")
+        methods = exactly(self.request, exactly(self.request, 2)[1])
+        self.request.sendall(b"\x05\x02" if 2 in methods else b"\x05\x00")
+        if 2 in methods:
+            exactly(self.request, exactly(self.request, 2)[1])
+            exactly(self.request, exactly(self.request, 1)[0])
+            self.request.sendall(b"\x01\x00")
         _, command, _, kind = exactly(self.request, 4)
         family = socket.AF_INET6 if kind == 4 else socket.AF_INET
         host = socket.inet_ntop(family, exactly(self.request, 16 if kind == 4 else 4))
@@ -108,6 +112,7 @@ class Client(socketserver.BaseRequestHandler):
                 self.request.sendall(bytes(1_000))
             if port == RESETS:
                 self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.request.close()  # before the server ends it in peace
         elif port != CLOSES:
             with socket.create_connection((host, port), timeout=60) as upstream:
                 self.request.sendall(GRANTED)

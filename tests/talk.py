@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import select
 import socket
 import struct
 import threading
@@ -154,6 +155,57 @@ def hold(host, port, *sources):
     return socks
 
 
+def sink(host, port):
+    """Connect and read to whatever end comes; print how much came, and which end it was."""
+    got = 0
+    try:
+        with socket.create_connection((host, int(port)), timeout=WAIT_S) as sock:
+            while data := sock.recv(65_536):
+                got += len(data)
+        print(json.dumps([got, "end"]))
+    except OSError as error:
+        print(json.dumps([got, type(error).__name__]))
+
+
+def row(host, port, count):
+    """Open idle connections one after the other; say so, then print the number of the first that ends."""
+    socks = [opened(host, port, "hold") for _ in range(int(count))]
+    print("holding", flush=True)
+    ended, _, _ = select.select(socks, [], [], WAIT_S)
+    print(json.dumps([socks.index(sock) for sock in ended]), flush=True)
+    threading.Event().wait()
+
+
+def sessions(host, port, count):
+    """Send a datagram from each of many sockets, which stay open; print how many were answered."""
+    socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(count))]
+    right = 0
+    for sock in socks:
+        sock.settimeout(0.5)
+        sock.connect((host, int(port)))
+        for _ in range(6):
+            sock.send(b"x")
+            with contextlib.suppress(TimeoutError):
+                right += sock.recv(10) == b"x"
+                break
+    print(right)
+
+
+def flood(source, host, port, count):
+    """Send so many SYNs from as many ports; nobody answers what comes back but the kernel, with RST."""
+    ends = socket.inet_aton(source) + socket.inet_aton(host)
+    ip = b"\x45\x00\x00\x28" + bytes(4) + b"\x40\x06\x00\x00" + ends
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
+        for number in range(int(count)):
+            tcp = struct.pack("!HHIIBBHHH", 10_000 + number, int(port), number, 0, 0x50, 2, 65_535, 0, 0)
+            words = struct.unpack("!16H", ends + tcp + struct.pack("!HH", socket.IPPROTO_TCP, len(tcp)))
+            total = sum(words)
+            total = (total & 0xFFFF) + (total >> 16)
+            total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+            sock.sendto(ip + tcp[:16] + total.to_bytes(2, "big") + tcp[18:], (host, 0))
+    print(count)
+
+
 def crowd(host, port, count):
     """Open connections, all at once, each with an echo of its own, then end them; print how many had it right."""
 
@@ -223,17 +275,19 @@ def mice(host, port, count, rounds, size):
     print(json.dumps(asyncio.run(main())))
 
 
-COMMANDS = {
-    function.__name__: function
-    for function in (
-        talk,
-        client_ends_first,
-        server_ends_first,
-        zero_window,
-        reset,
-        hold,
-        crowd,
-        churn,
-        mice,
-    )
-}
+OWN = [
+    talk,
+    client_ends_first,
+    server_ends_first,
+    zero_window,
+    reset,
+    hold,
+    sink,
+    row,
+    sessions,
+    flood,
+    crowd,
+    churn,
+    mice,
+]
+COMMANDS = {function.__name__: function for function in OWN}

@@ -48,10 +48,15 @@ def missing(*commands):
     return None
 
 
+def wants(*commands):
+    """Skip a test with the reason where it cannot run."""
+    reason = missing(*commands)
+    return pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
 def needs(*commands):
     """Mark tests as root's, and skip them with the reason where they cannot run."""
-    reason = missing(*commands)
-    return [pytest.mark.root, pytest.mark.skipif(reason is not None, reason=str(reason))]
+    return [pytest.mark.root, wants(*commands)]
 
 
 def ip(*arguments):
@@ -158,6 +163,7 @@ class World:
         ip("-n", self.client, "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", self.server)
         for name, address in ((self.client, WIRE["client"]), (self.server, WIRE["server"])):
             ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
+            ip("-n", name, "address", "add", f"fd00:203::{address[-1]}/64", "dev", "wire", "nodad")
             ip("-n", name, "link", "set", "wire", "up")
         ip("-n", self.server, "address", "add", f"{TARGETS['v4']}/32", "dev", "lo")
         ip("-n", self.server, "address", "add", f"{TARGETS['v6']}/128", "dev", "lo", "nodad")
@@ -173,6 +179,13 @@ class World:
         until(lambda: sign in log.read_text(encoding="utf-8"), f"{name} did not start", log)
         assert child.poll() is None, log.read_text(encoding="utf-8")
         return child
+
+    def start(self, name, command, port):
+        """Run a server that says nothing; it is there once it listens at a port of the server's namespace."""
+        self.serve(name, command, "")
+        log = self.folder / f"{name}.log"
+        listening = ["ss", "-Hltn", f"sport = {port}"]
+        until(lambda: self.run(self.server, *listening), f"{name} does not listen", log)
 
     @staticmethod
     def run(namespace, *command, stdin=None, timeout=30):
@@ -196,6 +209,22 @@ class World:
             finally:
                 child.kill()
 
+    @contextmanager
+    def holding(self, command, *arguments):
+        """Run a client of `peers` that says when it holds what it was told to; then kill it without a word."""
+        with self.asking(command, *arguments) as child:
+            assert child.stdout.readline() == "holding\n", child.stderr.read()
+            yield child
+
+    @contextmanager
+    def rules(self, namespace, text):
+        """Put nftables rules, the chains of one table, into a namespace for a while."""
+        self.run(namespace, "nft", "-f", "-", stdin=f"table inet faults {{\n{text}\n}}\n")
+        try:
+            yield
+        finally:
+            self.run(namespace, "nft", "delete", "table", "inet", "faults")
+
     def has_device(self, name):
         command = ["ip", "-n", self.client, "link", "show", name]
         return subprocess.run(command, capture_output=True, check=False, timeout=10).returncode == 0
@@ -209,12 +238,12 @@ class World:
         ip("-n", self.client, "-6", "route", "replace", "2001:db8:5::/64", "dev", name)
 
     @contextmanager
-    def tunnel(self, name, *arguments, proxy=f"socks5://{PROXY}", ends=True):
+    def tunnel(self, name, *arguments, proxy=f"socks5://{PROXY}", login=True, ends=True):
         """Run `t2s run`; unless the test ends it itself (`ends=False`), its end is looked at."""
         log, stats_file = self.folder / f"{name}.log", self.folder / f"{name}.json"
         stats_file.unlink(missing_ok=True)
         flags = ["--proxy", proxy, "--tun", name, "--stats", "0.2", "--stats-file", str(stats_file)]
-        if "@" not in proxy and proxy.startswith("socks5://"):
+        if login:
             flags += ["--credentials-file", str(self.folder / "credentials")]
         flags += ["--udp-idle-timeout", "2"]
         with process(self.client, [*T2S, "run", *flags, *map(str, arguments)], log) as child:
