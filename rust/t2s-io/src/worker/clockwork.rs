@@ -10,6 +10,9 @@ pub(super) const BUCKETS: usize = 26;
 /// Iterations between two looks at the thread's CPU clock, which is a real system call.
 const CPU_EVERY: u32 = 256;
 
+/// Trims after work: the pool takes for idle what nobody has needed over two intervals, so the third finds it.
+const TRIMS: u8 = 3;
+
 /// An iteration that took longer than the limit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alarm {
@@ -57,6 +60,8 @@ pub(super) struct Clockwork {
     since_cpu: u32,
     /// Work was done since the last trim: the first of it and the last of it at these times.
     busy: Option<(u64, u64)>,
+    /// Trims since work was done last.
+    trims: u8,
     pub(super) iterations: u64,
     pub(super) longest_wall: u64,
     pub(super) histogram: [u64; BUCKETS],
@@ -73,6 +78,7 @@ impl Clockwork {
             cpu: thread_cpu_nanos(),
             since_cpu: 0,
             busy: None,
+            trims: 0,
             iterations: 0,
             longest_wall: 0,
             histogram: [0; BUCKETS],
@@ -105,7 +111,9 @@ impl Clockwork {
 
     /// Work was done that may have left memory behind.
     pub(super) fn worked(&mut self, now: u64) {
-        self.busy = Some((self.busy.map_or(now, |(first, _)| first), now));
+        let first = self.busy.filter(|_| self.trims == 0).map_or(now, |(first, _)| first);
+        self.busy = Some((first, now));
+        self.trims = 0;
     }
 
     /// The iteration enters a phase.
@@ -145,15 +153,16 @@ impl Clockwork {
         Some(Alarm { phase: self.longest.0, wall, phase_wall: self.longest.1, off_cpu })
     }
 
-    /// When memory may be given back: once, after a time without work; and `latest` after the first work at the latest,
-    /// since a trickle of packets must not keep what a burst has left.
+    /// When memory may be given back: [`TRIMS`] times after a time without work, `quiet` apart; and `latest` after the
+    /// first work at the latest, since a trickle of packets must not keep what a burst has left.
     pub(super) fn trim_due(&mut self, now: u64, quiet: u64, latest: u64) -> Trim {
         let Some((first, last)) = self.busy else { return Trim::Never };
         let at = (last + quiet).min(first + latest);
         if now < at {
             return Trim::At(at);
         }
-        self.busy = None;
+        self.trims += 1;
+        self.busy = (self.trims < TRIMS).then_some((now, now));
         Trim::Now
     }
 }
@@ -179,13 +188,16 @@ mod tests {
     }
 
     #[test]
-    fn trim_comes_once_after_work() {
+    fn trims_come_after_work_and_end() {
         let mut clockwork = Clockwork::new(0);
         assert!(matches!(clockwork.trim_due(5, 10, 50), Trim::Never));
         clockwork.start(5, true);
         assert!(matches!(clockwork.trim_due(6, 10, 50), Trim::At(15)));
-        assert!(matches!(clockwork.trim_due(15, 10, 50), Trim::Now));
-        assert!(matches!(clockwork.trim_due(30, 10, 50), Trim::Never));
+        for now in [15, 25, 35] {
+            assert!(matches!(clockwork.trim_due(now, 10, 50), Trim::Now));
+            assert!(matches!(clockwork.trim_due(now + 1, 10, 50), Trim::At(_) | Trim::Never));
+        }
+        assert!(matches!(clockwork.trim_due(60, 10, 50), Trim::Never));
     }
 
     #[test]

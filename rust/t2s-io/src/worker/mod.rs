@@ -62,8 +62,8 @@ const FRAME_MAX: usize = 67_584 - HEADROOM;
 const STARVED: u64 = 2 * MILLIS;
 /// Time without work after which memory is given back.
 const TRIM_EVERY: u64 = 1_000 * MILLIS;
-/// Time after which it is given back although some work goes on: twice within the 10 s that closed flows may leave traces.
-const TRIM_LATEST: u64 = 5_000 * MILLIS;
+/// Time after which it is given back although some work goes on: three times within the 10 s that a burst may leave traces.
+const TRIM_LATEST: u64 = 3_000 * MILLIS;
 /// Packets that may wait for another worker.
 pub(crate) const FOREIGN: usize = 1_024;
 
@@ -292,6 +292,7 @@ impl Worker {
         }
         self.streams.trim();
         self.stack.trim();
+        self.stack.pool().give_back();
     }
 
     /// A large buffer to read into, or nothing while the pool is empty.
