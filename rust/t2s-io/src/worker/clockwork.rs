@@ -38,8 +38,11 @@ impl fmt::Display for Alarm {
 
 /// When unused memory is to be given back.
 pub(super) enum Trim {
-    /// Now.
-    Now,
+    /// Now; `last` when nothing more is to come before the next work.
+    Now {
+        /// The last of its row.
+        last: bool,
+    },
     /// At this time, nanoseconds, unless work comes first.
     At(u64),
     /// Nothing was used since the last time.
@@ -162,8 +165,9 @@ impl Clockwork {
             return Trim::At(at);
         }
         self.trims += 1;
-        self.busy = (self.trims < TRIMS).then_some((now, now));
-        Trim::Now
+        let more = self.trims < TRIMS;
+        self.busy = more.then_some((now, now));
+        Trim::Now { last: !more }
     }
 }
 
@@ -194,7 +198,8 @@ mod tests {
         clockwork.start(5, true);
         assert!(matches!(clockwork.trim_due(6, 10, 50), Trim::At(15)));
         for now in [15, 25, 35] {
-            assert!(matches!(clockwork.trim_due(now, 10, 50), Trim::Now));
+            let Trim::Now { last } = clockwork.trim_due(now, 10, 50) else { panic!("no trim at {now}") };
+            assert_eq!(last, now == 35);
             assert!(matches!(clockwork.trim_due(now + 1, 10, 50), Trim::At(_) | Trim::Never));
         }
         assert!(matches!(clockwork.trim_due(60, 10, 50), Trim::Never));
@@ -206,7 +211,7 @@ mod tests {
         let mut trims = Vec::new();
         for now in (0..200).step_by(5) {
             clockwork.start(now, true);
-            if matches!(clockwork.trim_due(now, 10, 50), Trim::Now) {
+            if matches!(clockwork.trim_due(now, 10, 50), Trim::Now { last: false }) {
                 trims.push(now);
             }
         }

@@ -31,6 +31,7 @@ use crate::config::TunnelConfig;
 use crate::dial::Route;
 use crate::dial::resolve::SharedRoute;
 use crate::log::{Level, Logger};
+use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::epoll::{Epoll, Events, Interest};
 use crate::sys::event::Waker;
@@ -276,7 +277,12 @@ impl Worker {
         sooner(self.stop_at);
         // Something was cached since the last rest: come back once, when it is quiet, to give it back.
         match self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST) {
-            clockwork::Trim::Now => self.trim(),
+            clockwork::Trim::Now { last } => {
+                self.trim();
+                if last {
+                    sys::memory::trim_heap();
+                }
+            }
             clockwork::Trim::At(at) => sooner(Some(Instant::from_nanos(at))),
             clockwork::Trim::Never => {}
         }
