@@ -19,7 +19,7 @@ import time
 
 KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay")
 REPLIES = {9_000 + code: code for code in (1, 2, 3, 4, 5, 6, 7, 8, 99)}
-HANGS, CLOSES, HALF, GARBAGE, DRIBBLES, CUT, RESETS = range(9_200, 9_207)
+HANGS, CLOSES, HALF, GARBAGE, DRIBBLES, CUT, RESETS, STALLS = range(9_200, 9_208)
 CUT_AFTER = 300_000
 GRANTED = b"\x05\x00\x00\x01" + bytes(6)
 
@@ -106,6 +106,9 @@ class Client(socketserver.BaseRequestHandler):
             for byte in GRANTED + b"drop by drop":
                 self.request.sendall(bytes([byte]))
                 time.sleep(0.01)
+        elif port == STALLS:
+            self.request.sendall(GRANTED)
+            self.server.ended.wait(60)
         elif port in (CUT, RESETS):
             self.request.sendall(GRANTED)
             for _ in range(CUT_AFTER // 1_000):
@@ -125,6 +128,7 @@ class Client(socketserver.BaseRequestHandler):
 class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
+    ended = threading.Event()
     request_queue_size = 256
 
 

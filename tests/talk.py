@@ -16,6 +16,7 @@ import json
 import select
 import socket
 import struct
+import sys
 import threading
 import time
 
@@ -167,6 +168,19 @@ def sink(host, port):
         print(json.dumps([got, type(error).__name__]))
 
 
+def push(host, port):
+    """Send until nothing goes for two seconds, then break off; print how much went."""
+    with socket.create_connection((host, int(port)), timeout=WAIT_S) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.settimeout(2)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while True:
+                sent += sock.send(BLOCK)
+        print(sent, flush=True)
+        sys.stdin.read()
+
+
 def row(host, port, count):
     """Open idle connections one after the other; say so, then print the number of the first that ends."""
     socks = [opened(host, port, "hold") for _ in range(int(count))]
@@ -283,6 +297,7 @@ OWN = [
     reset,
     hold,
     sink,
+    push,
     row,
     sessions,
     flood,

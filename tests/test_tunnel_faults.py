@@ -173,6 +173,22 @@ def test_a_relay_that_is_dead_costs_datagrams_and_nothing_else(place):
         tunnel.until(lambda now: now["sessions_opened"] > 0 and now["sessions"] == 0, "the session stays")
 
 
+def test_a_proxy_that_reads_no_more_stops_the_client_and_holds_little(place):
+    """The client is stopped by its window, no memory beyond the flow's own is held, and its reset frees it all."""
+    most = 8 << 20
+    with (
+        place.tunnel("t2s-stalls", proxy=socks("by_target")) as tunnel,
+        place.asking("push", V4, faulty.STALLS) as client,
+    ):
+        told = client.stdout.readline()
+        assert told, client.stderr.read()
+        assert int(told) > 100_000
+        held = tunnel.stats()["buffered"]
+        assert 0 < held <= most, held
+        client.stdin.close()
+        tunnel.until(lambda now: now["flows_closed"]["client_reset"] == 1, "the reset was not seen")
+
+
 def test_a_client_that_resets_is_gone_at_once(place):
     with place.tunnel("t2s-reset") as tunnel:
         for host in TARGETS.values():

@@ -9,7 +9,7 @@ import pytest
 
 import peers
 import world
-from world import CLOSED_PORT, PASSWORD, PORT, PROXY, TARGETS, until
+from world import CLOSED_PORT, NOWHERE, PASSWORD, PORT, PROXY, TARGETS, until
 
 DOWNLOAD, UPLOAD = 20_000_000, 10_000_000
 DATAGRAMS = [1, 100, 1_400, 4_000, 8_000, 30_000, 60_000]
@@ -63,6 +63,12 @@ def test_datagrams_come_back(place, running, version):
 def test_a_refused_port_is_refused(place, running, version):
     assert running.child.poll() is None
     assert place.ask("connect", TARGETS[version], CLOSED_PORT) == "ECONNREFUSED"
+
+
+@pytest.mark.parametrize("version", TARGETS)
+def test_an_unreachable_host_is_unreachable(place, running, version):
+    assert running.child.poll() is None
+    assert place.ask("connect", NOWHERE[version], PORT) == "EHOSTUNREACH"
 
 
 @pytest.mark.parametrize(("grace", "signals", "code"), [("0.2", 1, 0), ("60", 2, -signal.SIGTERM)])

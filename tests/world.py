@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,8 @@ import peers
 
 WIRE = {"client": "10.203.0.1", "server": "10.203.0.2"}
 TARGETS = {"v4": "198.51.100.1", "v6": "2001:db8:5::1"}
+NOWHERE = {"v4": "198.51.100.9", "v6": "2001:db8:5::9"}
+"""Addresses to which the server's namespace knows no way."""
 PROXY = f"{WIRE['server']}:1080"
 PORT, TALK_PORT, CLOSED_PORT = "8000", "8001", "9"
 PASSWORD = "open sesame"
@@ -30,6 +32,12 @@ STARTED_S = 15
 ENDED_S = 15
 T2S = [sys.executable, "-c", "from t2s.cli import main; main()"]
 PEERS = [sys.executable, str(Path(peers.__file__))]
+
+STANDARD = {"0", "1", "2"}
+OWN = Counter({"anon_inode": 2})
+"""Descriptors of a tunnel: its guide's event and epoll."""
+EACH = Counter({"anon_inode": 2, "/dev/net/tun": 1})
+"""Descriptors of a worker: its queue, event and epoll."""
 
 numbers = itertools.count()
 
@@ -66,11 +74,14 @@ def ip(*arguments):
 
 
 @contextmanager
-def process(namespace, command, log, env=None):
-    """Run a command in a namespace, its errors in a log with what it says; at the end it is gone, whatever happened."""
+def process(namespace, command, log, env=None, spoken=True):
+    """Run a command in a namespace, its errors in a log, with what it says if `spoken`; at the end it is gone."""
     with log.open("w", encoding="utf-8") as out:
         child = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *command], stdout=out, stderr=out, env={**os.environ, **(env or {})}
+            ["ip", "netns", "exec", namespace, *command],
+            stdout=out if spoken else subprocess.DEVNULL,
+            stderr=out,
+            env={**os.environ, **(env or {})},
         )
         try:
             yield child
@@ -108,12 +119,10 @@ class Running:
 
     def descriptors(self):
         """Count its descriptors by kind."""
-        folder, kinds = Path(f"/proc/{self.child.pid}/fd"), Counter()
-        for entry in folder.iterdir():
-            try:
-                kinds[str(entry.readlink()).split(":")[0]] += 1
-            except FileNotFoundError:
-                continue
+        kinds = Counter()
+        for entry in Path(f"/proc/{self.child.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                kinds[str(entry.readlink()).split(":")[0]] += entry.name not in STANDARD
         return kinds
 
     def until(self, condition, what, seconds=STARTED_S):
@@ -131,9 +140,10 @@ class Running:
         def left():
             now = self.stats()
             keys = ("flows", "pending", "sessions", "buffered", "reassembly_bytes", "pool_bytes_live")
-            return {key: now[key] for key in keys if now[key]} | {"socket": self.descriptors()["socket"]}
+            held = {key: now[key] for key in keys if now[key]}
+            return held, self.descriptors() - OWN - Counter({kind: now["workers"] * n for kind, n in EACH.items()})
 
-        until(lambda: left() == {"socket": 0}, lambda: f"{self.name} keeps {left()}", self.log, ENDED_S)
+        until(lambda: not any(left()), lambda: f"{self.name} keeps {left()}", self.log, ENDED_S)
 
     def end(self):
         """End it in peace and look at what it leaves."""
@@ -168,6 +178,8 @@ class World:
         ip("-n", self.server, "address", "add", f"{TARGETS['v4']}/32", "dev", "lo")
         ip("-n", self.server, "address", "add", f"{TARGETS['v6']}/128", "dev", "lo", "nodad")
         (folder / "credentials").write_text(f"alice:{PASSWORD}\n", encoding="utf-8")
+        ip("-n", self.server, "route", "add", "unreachable", f"{NOWHERE['v4']}/32")
+        ip("-n", self.server, "-6", "route", "add", "unreachable", f"{NOWHERE['v6']}/128")
         self.serve("serve", [*PEERS, "serve", PORT, *TARGETS.values()], "ready")
         self.serve("talk", [*PEERS, "talk", TALK_PORT, *TARGETS.values()], "ready")
         self.serve("proxy", [*T2S, "proxy", "--listen", PROXY, "--user", "alice"], "listening at")
@@ -203,7 +215,9 @@ class World:
     def asking(self, command, *arguments):
         """Run one of `peers` as a client beside other things; ends it if it still runs."""
         full = ["ip", "netns", "exec", self.client, *PEERS, command, *map(str, arguments)]
-        with subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            full, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as child:
             try:
                 yield child
             finally:
@@ -246,7 +260,7 @@ class World:
         if login:
             flags += ["--credentials-file", str(self.folder / "credentials")]
         flags += ["--udp-idle-timeout", "2"]
-        with process(self.client, [*T2S, "run", *flags, *map(str, arguments)], log) as child:
+        with process(self.client, [*T2S, "run", *flags, *map(str, arguments)], log, spoken=False) as child:
             this = Running(name, child, log, stats_file)
             until(lambda: stats_file.exists() or child.poll() is not None, "no device", log)
             assert child.poll() is None, this.text()

@@ -198,6 +198,8 @@ impl Worker {
     /// Runs until told to stop, or until the device is gone.
     pub(crate) fn run(mut self) -> (io::Result<()>, WorkerStats) {
         let mut events = Events::with_capacity(EVENTS);
+        // The first look at the device takes a buffer, and needs no event.
+        self.clockwork.worked(self.now.nanos());
         let outcome = loop {
             if let Err(error) = self.turn(&mut events) {
                 break Err(error);
