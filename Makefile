@@ -17,7 +17,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 # Only the environment of this checkout counts.
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME CONDA_PREFIX
 
-.PHONY: help build test lint format rust-test python-test bench quick fuzz docs wheel lock clean
+.PHONY: help build test lint format rust-test python-test bench quick rivals fuzz docs wheel lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -68,6 +68,9 @@ bench: build  ## the main job: all scenarios of scenarios.toml, with a report in
 
 quick: build  ## the same in 40 seconds, for a first look
 	$(BIN)/t2s bench scenarios.toml --quick --out $(OUT)
+
+rivals: build  ## measure the tunnel beside its rivals and beside none, as root; RIVALS="--quick" passes flags on
+	$(BIN)/python bench/tunnels.py --out $(OUT)/rivals $(RIVALS)
 
 fuzz:  ## fuzz Stack::handle_packet for FUZZ_SECONDS (wants a nightly Rust)
 	@cargo +nightly --version >/dev/null 2>&1 || { echo "make fuzz wants a nightly Rust: rustup toolchain install nightly"; exit 1; }

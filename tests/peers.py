@@ -143,7 +143,16 @@ def refused_udp(host, port):
     return print("null")
 
 
-def connect(host, port, timeout=TIMEOUT):
+def connect(host, port):
+    try:
+        socket.create_connection((host, int(port)), timeout=TIMEOUT).close()
+        print(json.dumps("connected"))
+    except OSError as error:
+        print(json.dumps(type(error).__name__))
+
+
+def reach(host, port, timeout=TIMEOUT):
+    """Connect; print that it went, the name of the error's number, or that of the error when it has none."""
     try:
         socket.create_connection((host, int(port)), timeout=float(timeout)).close()
         print(json.dumps("connected"))
@@ -153,7 +162,7 @@ def connect(host, port, timeout=TIMEOUT):
 
 def main():
     command, *arguments = sys.argv[1:]
-    own = [serve, download, upload, udp, refused_udp, connect]
+    own = [serve, download, upload, udp, refused_udp, connect, reach]
     commands = {function.__name__: function for function in own} | talk.COMMANDS
     commands[command](*arguments)
 

@@ -2,9 +2,13 @@
 
 import doctest
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from t2s import cli_tunnel, metrics, settings
+from t2s.flags import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -17,6 +21,9 @@ def test_there_are_pages():
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "python.md",
+        "quickstart.md",
+        "troubleshooting.md",
+        "android.md",
     }
 
 
@@ -30,6 +37,27 @@ def test_examples(page):
 def test_links_within_the_repository(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["quickstart.md", "troubleshooting.md", "android.md"])
+def test_flags_that_operators_are_told_exist(name):
+    """Commands parse; flags and counters that are named in passing exist."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for words in re.findall(r"^t2s run ([^#&\n]*)", text, re.MULTILINE):
+        assert parse(cli_tunnel.run, shlex.split(words)) is not None, words
+    flags = {flag.replace("_", "-") for flag in list(settings.keys())}
+    named = re.findall(r"(?<=`)--([a-z-]+)", text)
+    assert named, "the walk found flags"
+    known = flags | {"no-icmp-echo", "network", "cap-add", "device"}
+    assert set(named) <= known
+    metrics_of = {f"t2s_{name}" for name in known_metrics()}
+    assert {re.sub(r"_(total|bucket)$", "", metric) for metric in re.findall(r"t2s_[a-z_]+", text)} <= metrics_of
+
+
+def known_metrics():
+    yield from ("up", "dial_failures")
+    for table in (metrics.COUNTERS, metrics.GAUGES, metrics.BY_NAME, metrics.HISTOGRAMS):
+        yield from (row[0] for row in table.values())
 
 
 def test_make_targets_that_are_named_exist():

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ["columns", "numbers", "statistics", "toml_lines", "tunnel"]
+MODULES = ["columns", "flags", "metrics", "metrics_server", "numbers", "settings", "statistics", "toml_lines", "tunnel"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 import t2s
-from t2s import ConfigError, Proxy, Tunnel, TunnelConfig, TunnelError, _core, cli_tunnel, settings
+from socks import device
+from t2s import ConfigError, Proxy, Tunnel, TunnelConfig, TunnelError, _core, cli_routes, cli_tunnel, settings
 from t2s.cli import app
 from t2s.settings import load
 
@@ -68,6 +69,12 @@ def test_every_flag_is_a_key_and_every_key_but_credentials_a_flag():
     assert flags == set(settings.keys()) - {"username", "password"}
 
 
+def test_flags_of_exec_are_keys_too():
+    flags = set(inspect.signature(cli_routes.execute).parameters) - {"config", "command"}
+    assert flags <= set(settings.keys()) | {"dns_server"}
+    assert load({"proxy": "direct://", "dns_server": "192.0.2.53"}, None, {}).dns_server == "192.0.2.53"
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
@@ -108,6 +115,16 @@ def test_devices_and_proxies_that_cannot_be_had():
         Tunnel("direct://", tun_fd=99_999)
     with pytest.raises(TunnelError, match="cannot resolve the proxy"):
         Tunnel("socks5://name.invalid", tun_fd=99_999)
+
+
+def test_a_device_whose_other_end_is_gone_ends_the_tunnel():
+    ours, theirs = device()
+    with theirs, Tunnel("direct://", tun_fd=theirs.fileno(), log_level="off") as tunnel:
+        assert not tunnel.wait(0)
+        ours.close()
+        with pytest.raises(TunnelError, match="the device failed"):
+            tunnel.wait(5)
+        assert not tunnel.running
 
 
 def test_secrets_stay_secret(file):
@@ -234,7 +251,8 @@ import sys
 from typer.testing import CliRunner
 from t2s.cli import app
 assert CliRunner().invoke(app, ["run", "--proxy", "direct://", "--tun-fd", "99999"]).exit_code == 1
-print(sorted({"polars", "jinja2", "t2s.scenario"} & set(sys.modules)))  # typer brings pydantic along
+heavy = {"polars", "jinja2", "pyroute2", "t2s.scenario", "t2s.routes", "t2s.keeper", "t2s.execute"}
+print(sorted(heavy & set(sys.modules)))  # typer brings pydantic along
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[]"

@@ -9,7 +9,7 @@ pytestmark = world.needs()
 
 V4, V6 = TARGETS.values()
 CROWD, CHURN, MICE = 2_000, 20_000, 200
-KEPT_KIB = 8 * 1_024
+KEPT_KIB = 4 * 1_024
 """What may stay resident after all of it, beside the start: tables and arenas that the allocator keeps."""
 SLOWEST_S = 20.0
 

@@ -99,15 +99,15 @@ def by_target(place):
 )
 def test_what_the_proxy_says_is_what_the_client_sees(place, by_target, port, v4, v6):
     assert by_target.child.poll() is None
-    assert place.ask("connect", V4, port, 2.5) == v4
-    assert place.ask("connect", V6, port, 2.5) == v6
+    assert place.ask("reach", V4, port, 2.5) == v4
+    assert place.ask("reach", V6, port, 2.5) == v6
 
 
 def test_the_causes_are_counted(place, by_target):
     """Each answer of the proxy that is no yes, by its name; a hanging proxy as a timeout."""
-    assert place.ask("connect", V4, 9_005) == "ECONNREFUSED"
+    assert place.ask("reach", V4, 9_005) == "ECONNREFUSED"
     by_target.until(lambda now: now["dial_failures"].get("socks_05_refused", 0) > 0, "the refusal is not counted")
-    assert place.ask("connect", V4, faulty.HANGS, 1) == "TimeoutError"
+    assert place.ask("reach", V4, faulty.HANGS, 1) == "TimeoutError"
     by_target.until(lambda now: now["flows_closed"]["connect_timeout"] > 0, "the timeout is not counted")
 
 
@@ -136,7 +136,7 @@ def test_a_proxy_that_ends_in_the_middle_is_told_as_it_was(place, by_target):
 )
 def test_a_proxy_that_is_none(place, kind, seen, cause):
     with place.tunnel("t2s-none", *QUIET, proxy=socks(kind)) as tunnel:
-        assert place.ask("connect", V4, PORT, 2.5) == seen
+        assert place.ask("reach", V4, PORT, 2.5) == seen
         if cause is not None:
             tunnel.until(lambda now: now["dial_failures"].get(cause, 0) > 0, f"{cause} is not counted")
 
@@ -146,30 +146,30 @@ def test_a_proxy_that_is_not_there_yet(place):
     address = f"{WIRE['server']}:1085"
     command = [*T2S, "proxy", "--listen", address, "--user", "alice"]
     with place.tunnel("t2s-late", proxy=f"socks5://{address}") as tunnel:
-        assert place.ask("connect", V4, PORT) == "ECONNREFUSED"
+        assert place.ask("reach", V4, PORT) == "ECONNREFUSED"
         for name in ("late", "later"):
             child = place.serve(name, command, "listening at")
-            assert place.ask("connect", V4, PORT) == "connected"
+            assert place.ask("reach", V4, PORT) == "connected"
             with place.asking("download", V4, PORT, 10**12) as load:
                 tunnel.until(lambda now: now["flows"] > 0, "no flow")
                 child.kill()
                 child.wait(5)
                 load.wait(10)
-            assert place.ask("connect", V4, PORT) == "ECONNREFUSED"
+            assert place.ask("reach", V4, PORT) == "ECONNREFUSED"
 
 
 def test_a_proxy_without_udp_refuses_datagrams_and_says_so_once(place):
     with place.tunnel("t2s-noudp", proxy=socks("no_udp")) as tunnel:
         until(lambda: "UDP: no" in tunnel.text(), "not found out", tunnel.log)
         assert [place.ask("refused_udp", host, PORT) for host in (V4, V6)] == ["ConnectionRefusedError"] * 2
-        assert place.ask("connect", V4, PORT) == "connected"
+        assert place.ask("reach", V4, PORT) == "connected"
         assert tunnel.text().count("datagrams are refused") == 1, tunnel.text()
 
 
 def test_a_relay_that_is_dead_costs_datagrams_and_nothing_else(place):
     with place.tunnel("t2s-relay", proxy=socks("dead_relay")) as tunnel:
         assert place.ask("udp", V4, PORT, 100) == []
-        assert place.ask("connect", V4, PORT) == "connected"
+        assert place.ask("reach", V4, PORT) == "connected"
         tunnel.until(lambda now: now["sessions_opened"] > 0 and now["sessions"] == 0, "the session stays")
 
 
@@ -268,7 +268,7 @@ def test_at_the_limit_the_flow_that_was_idle_longest_makes_room(place):
         place.holding("row", V4, TALK_PORT, limit) as row,
     ):
         tunnel.until(lambda now: now["flows"] == limit, "not all are open")
-        assert place.ask("connect", V6, PORT) == "connected"
+        assert place.ask("reach", V6, PORT) == "connected"
         assert json.loads(row.stdout.readline()) == [0]
         tunnel.until(lambda now: now["flows_evicted"] == 1, "not counted")
         # Until the oldest had been idle for long enough, the newcomer's SYNs were dropped, and counted.
@@ -292,7 +292,7 @@ def test_a_flood_of_syns_is_bounded_and_passes(place):
         tunnel.until(lambda now: now["flows"] == 0, "flows stay")
         now = tunnel.stats()
         assert now["flows_peak"] <= limit
-        assert place.ask("connect", V4, PORT) == "connected"
+        assert place.ask("reach", V4, PORT) == "connected"
 
 
 def test_a_minute_of_silence_breaks_nothing(minute):

@@ -62,13 +62,13 @@ def test_datagrams_come_back(place, running, version):
 @pytest.mark.parametrize("version", TARGETS)
 def test_a_refused_port_is_refused(place, running, version):
     assert running.child.poll() is None
-    assert place.ask("connect", TARGETS[version], CLOSED_PORT) == "ECONNREFUSED"
+    assert place.ask("reach", TARGETS[version], CLOSED_PORT) == "ECONNREFUSED"
 
 
 @pytest.mark.parametrize("version", TARGETS)
 def test_an_unreachable_host_is_unreachable(place, running, version):
     assert running.child.poll() is None
-    assert place.ask("connect", NOWHERE[version], PORT) == "EHOSTUNREACH"
+    assert place.ask("reach", NOWHERE[version], PORT) == "EHOSTUNREACH"
 
 
 @pytest.mark.parametrize(("grace", "signals", "code"), [("0.2", 1, 0), ("60", 2, -signal.SIGTERM)])
@@ -98,11 +98,11 @@ def test_a_wrong_password_connects_nobody(place):
         credentials.write_text("alice:wrong\n", encoding="utf-8")
         tunnel.child.send_signal(signal.SIGHUP)
         until(lambda: "reloaded" in tunnel.text(), "not reloaded", tunnel.log)
-        assert place.ask("connect", TARGETS["v4"], PORT) != "connected"
+        assert place.ask("reach", TARGETS["v4"], PORT) != "connected"
         credentials.write_text(f"alice:{PASSWORD}\n", encoding="utf-8")
         tunnel.child.send_signal(signal.SIGHUP)
         until(lambda: tunnel.text().count("reloaded") == 2, "not reloaded", tunnel.log)
-        assert place.ask("connect", TARGETS["v4"], PORT) == "connected"
+        assert place.ask("reach", TARGETS["v4"], PORT) == "connected"
 
 
 def test_tunnels_of_one_process_leave_nothing_behind(place):

@@ -119,7 +119,7 @@ def test_iperf3_and_friends_through(place, iperf, name):
                 assert "error" not in report, report["error"]
                 served = [stream["receiver"]["bytes"] > 0 for stream in report["end"]["streams"]]
                 assert served == [True] * 8, report["end"]["streams"]
-            assert place.ask("connect", host, world.CLOSED_PORT) == "ECONNREFUSED"
+            assert place.ask("reach", host, world.CLOSED_PORT) == "ECONNREFUSED"
             assert place.ask("mice", host, TALK_PORT, 100, 5, 1_000)[0] == 100
             if name != "microsocks":  # which ends both directions with either
                 assert place.ask("client_ends_first", host, TALK_PORT, 100_000, 0) == 100_000

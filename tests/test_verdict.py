@@ -86,6 +86,28 @@ def test_rounds_that_disagree_are_inconclusive():
     assert 0.025 < found.fail_share < 0.975
 
 
+@pytest.mark.parametrize(("spoilt", "status"), [(4, Status.PASS), (36, Status.FAIL)])
+def test_a_soak_is_judged_by_its_slices(spoilt, status):
+    """A stall spoils the slices it falls into; the percentile of the whole phase would be its alone."""
+    ordinary = {}
+
+    def change(spec, tree):
+        if spec["scenario"] == "base":
+            ordinary["p99"] = tree["latency"]["p99"]
+        elif spec["phase"] == "load":
+            assert spec["slice_seconds"] == 2.0
+            worst = 40 * ordinary["p99"]
+            tree["latency"]["p99"] = worst
+            tree["latency_slices"] = [{"p99": worst if at < spoilt else ordinary["p99"]} for at in range(40)]
+
+    soak = FILE.replace('name = "other"', 'name = "other"\nsoak = true').replace(
+        "[[scenario]]", "soak_seconds = 80.0\n[[scenario]]", 1
+    )
+    results = run_scenarios(parse_scenarios(soak + P99), make_lab=fake_labs(change))
+    assert results.verdicts.of("other")[0].status is status
+    assert len(results.values("other", "latency_p99_ns")) == 40
+
+
 def test_a_fact_of_one_round_is_enough():
     first = []
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-import peers
+import netns
+from netns import PEERS, T2S, TARGETS, ip
 
 WIRE = {"client": "10.203.0.1", "server": "10.203.0.2"}
-TARGETS = {"v4": "198.51.100.1", "v6": "2001:db8:5::1"}
 NOWHERE = {"v4": "198.51.100.9", "v6": "2001:db8:5::9"}
 """Addresses to which the server's namespace knows no way."""
 PROXY = f"{WIRE['server']}:1080"
@@ -30,8 +29,6 @@ PORT, TALK_PORT, CLOSED_PORT = "8000", "8001", "9"
 PASSWORD = "open sesame"
 STARTED_S = 15
 ENDED_S = 15
-T2S = [sys.executable, "-c", "from t2s.cli import main; main()"]
-PEERS = [sys.executable, str(Path(peers.__file__))]
 
 STANDARD = {"0", "1", "2"}
 OWN = Counter({"anon_inode": 2})
@@ -44,16 +41,10 @@ numbers = itertools.count()
 
 def missing(*commands):
     """Return what keeps these tests from running here: `ip`, root, the device, or one of these commands."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        return "needs root on Linux"
-    for command in ("ip", *commands):
+    for command in commands:
         if shutil.which(command) is None:
             return f"needs the command `{command}`"
-    try:
-        os.close(os.open("/dev/net/tun", os.O_RDWR))
-    except OSError as error:
-        return f"needs /dev/net/tun: {error.strerror}"
-    return None
+    return netns.missing()
 
 
 def wants(*commands):
@@ -65,12 +56,6 @@ def wants(*commands):
 def needs(*commands):
     """Mark tests as root's, and skip them with the reason where they cannot run."""
     return [pytest.mark.root, wants(*commands)]
-
-
-def ip(*arguments):
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=10)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-    return done.stdout
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from t2s._core import (
     checksum,
     checksum_kernels,
     fragment,
+    open_tun,
     replay,
 )
 
@@ -75,6 +76,7 @@ __all__ = [
     "checksum_kernels",
     "fragment",
     "load_scenarios",
+    "open_tun",
     "replay",
     "run_scenarios",
 ]

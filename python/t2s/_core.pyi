@@ -35,6 +35,7 @@ __all__ = [
     "checksum",
     "checksum_kernels",
     "fragment",
+    "open_tun",
     "replay",
 ]
 
@@ -369,3 +370,5 @@ class Proxy:
     def stop(self) -> None: ...
     def __enter__(self) -> Proxy: ...
     def __exit__(self, *_exception: object) -> None: ...
+
+def open_tun(name: str, *, mtu: int | None = None, offload: bool = True) -> tuple[int, str, int]: ...

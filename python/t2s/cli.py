@@ -1,4 +1,4 @@
-"""The command line: the lab's commands here, the tunnel's in `cli_tunnel`.
+"""The command line: the lab's commands here, the tunnel's in `cli_tunnel` and `cli_routes`.
 
 Exit codes: 0 all passed, 1 a threshold failed, 2 bad input, 3 inconclusive. This module stays light: a command imports
 what it needs when it is called, so that the tunnel never loads the lab's libraries.
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from t2s import cli_tunnel
+from t2s import cli_routes, cli_tunnel
 from t2s.errors import ScenarioError, T2sError
+from t2s.flags import parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 """Exit code for input that cannot be used; typer's own for wrong options."""
+INTERRUPTED = 130
+"""Exit code for Ctrl-C before a command has begun to listen for it; typer's own."""
 
 app = typer.Typer(
     help="A tun2socks that is measured.",
@@ -34,6 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 cli_tunnel.register(app)
+cli_routes.register(app)
 
 
 class Driver(StrEnum):
@@ -172,8 +176,16 @@ def columns() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line: a plain `t2s run` without the weight of typer's parser, all else with it."""
+    if sys.argv[1:2] == ["run"] and (flags := parse(cli_tunnel.run, sys.argv[2:])) is not None:
+        try:
+            cli_tunnel.run(**flags)
+        except typer.Exit as end:
+            sys.exit(end.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+    else:
+        app()
 
 
 def _load(file: Path, changes: list[str] | None, driver: Driver | None) -> ScenarioFile:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Self
 
@@ -18,9 +19,10 @@ import typer
 from t2s._core import ConfigError, T2sError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
+    from t2s.keeper import Keeper
     from t2s.settings import RunSettings
     from t2s.tunnel import Tunnel
 
@@ -54,6 +56,7 @@ def run(
     queues: Annotated[int | None, typer.Option(help="Queues of the device, each with a thread.")] = None,
     offload: Annotated[str | None, typer.Option(help="auto or off.")] = None,
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
+    user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
     dns: Annotated[str | None, typer.Option(help="direct, or over-tcp.")] = None,
     accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
@@ -68,6 +71,9 @@ def run(
     udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
     memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,
     checksum: Annotated[str | None, typer.Option(help="auto, scalar, swar, avx2, avx512 or neon.")] = None,
+    busy_poll_us: Annotated[
+        int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")
+    ] = None,
     loop_limit_ms: Annotated[int | None, typer.Option(help="Iterations longer than this are alarms; 0 off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
     stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
@@ -75,6 +81,25 @@ def run(
         str | None, typer.Option(help="Keep all counters here as JSON, as often as --stats says and at the end.")
     ] = None,
     grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")] = None,
+    auto_route: Annotated[
+        bool | None, typer.Option("--auto-route/--no-auto-route", help="Lead all traffic of this host into the tunnel.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="With --auto-route: stays outside; repeatable.")
+    ] = None,
+    address: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="With --auto-route: the device's; one of each family.")
+    ] = None,
+    families: Annotated[
+        str | None, typer.Option(help="With --auto-route: both, ipv4 or ipv6; the other one goes nowhere.")
+    ] = None,
+    force: Annotated[
+        bool | None, typer.Option("--force", help="With --auto-route: even if it cuts connections to this host.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics; to this host alone without an address."),
+    ] = None,
 ) -> None:
     """Carry what is sent into a TUN device through a proxy, until SIGINT or SIGTERM."""
     flags = {key: value for key, value in locals().items() if value is not None and key != "config"}
@@ -83,20 +108,27 @@ def run(
 
     try:
         settings = load(flags, config, os.environ)
+        keeper = _keeper(settings)
+        if settings.metrics:
+            # Now: another user may not be allowed to read the interpreter's folders.
+            import t2s.metrics_server  # noqa: F401 - for what it loads
         tunnel = Tunnel(settings.tunnel)
     except T2sError as error:
         _refuse(error)
     try:
-        with tunnel, _Signals() as signals:
+        with keeper or nullcontext(), tunnel, _Signals() as signals, _metrics(settings, tunnel):
             _save(tunnel.stats(), settings.stats_file)
+            if keeper:
+                tell([("warn", warning) for warning in keeper.install(tunnel.name)])
+                tell([("info", f"routes: all traffic goes into {tunnel.name}")])
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
-            _tell(tunnel.lines())
+            tell(tunnel.lines())
             tunnel.stop(settings.grace)
             _keep(tunnel.stats(), settings.stats_file)
     except T2sError as error:
-        _tell(tunnel.lines())
+        tell(tunnel.lines())
         _refuse(error)
-    _tell(tunnel.lines())
+    tell(tunnel.lines())
 
 
 def proxy(
@@ -120,9 +152,35 @@ def proxy(
         if user is None and not server.address[0].is_loopback:
             typer.echo("warn: without --user this proxy serves everybody who reaches it", err=True)
         while not signals.ended:
-            _tell(server.lines())
+            tell(server.lines())
             time.sleep(TURN_S)
-    _tell(server.lines())
+    tell(server.lines())
+
+
+def _keeper(settings: RunSettings) -> Keeper | None:
+    """Start the process that has the routes, before the tunnel has threads and gives its rights up."""
+    if settings.routes is None:
+        return None
+    from t2s.keeper import Keeper
+
+    return Keeper.start(settings.routes)
+
+
+@contextmanager
+def _metrics(settings: RunSettings, tunnel: Tunnel) -> Iterator[None]:
+    """Serve metrics where the settings say so; what that needs is loaded only then."""
+    if settings.metrics is None:
+        yield
+        return
+    from ipaddress import ip_address
+
+    from t2s.metrics_server import MetricsServer
+
+    with MetricsServer(*settings.metrics, tunnel) as server:
+        typer.echo(f"info: metrics at {server.url}", err=True)
+        if not ip_address(settings.metrics[0]).is_loopback:
+            typer.echo("warn: everybody who reaches this address reads these metrics", err=True)
+        yield
 
 
 class _Signals:
@@ -156,7 +214,7 @@ def _watch(tunnel: Tunnel, settings: RunSettings, signals: _Signals, again: Any)
     started = due = time.monotonic()
     before: Mapping[str, Any] | None = None
     while not signals.ended and not tunnel.wait(TURN_S):
-        _tell(tunnel.lines())
+        tell(tunnel.lines())
         if signals.reload:
             signals.reload = False
             _reload(tunnel, again)
@@ -214,7 +272,8 @@ def summary(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed: f
     )
 
 
-def _tell(lines: list[tuple[str, str]]) -> None:
+def tell(lines: list[tuple[str, str]]) -> None:
+    """Print lines of the log."""
     for level, text in lines:
         typer.echo(f"{level}: {text}", err=True)
 

@@ -180,9 +180,25 @@ class Results:
         return _with_heap_growth(rows)
 
     def values(self, scenario: str, column: str, variant: str = "") -> dict[int, float]:
-        """Return a column's values by round, valid rounds only."""
+        """Return a column's values by round, valid rounds only.
+
+        A soak has one round; its percentiles come by slice instead, under negative numbers, since no slice was measured
+        beside another scenario's round.
+        """
+        if slices := self._slices(scenario, column, variant):
+            return slices
         found = self._by_scenario.get((variant, scenario), ())
         return {row["round"]: row[column] for row in found if _counts(row, column) and row[column] is not None}
+
+    def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
+        kind, _, percentile = column.removesuffix("_ns").partition("_")
+        values = [
+            float(part[percentile])
+            for tree in self.trees(scenario, "load", variant)
+            for part in tree.get(f"{kind}_slices") or ()
+            if percentile in part
+        ]
+        return {-1 - at: value for at, value in enumerate(values)}
 
     def histogram(self, scenario: str, kind: str, phase: PhaseName = "load", variant: str = "") -> Histogram | None:
         """Return the merged histogram of all valid rounds; None when there is none or no decoder."""

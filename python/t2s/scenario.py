@@ -44,6 +44,9 @@ FRAME_MAX = 65_535
 PAYLOAD_MAX = 65_000
 """Largest payload of one packet, bytes: a frame less the longest headers."""
 
+SOAK_SLICES = 1_000
+"""Slices of a soak at most: a day in parts of a minute and a half."""
+
 
 class _Strict(BaseModel):
     """Unknown keys and silent conversions are errors."""
@@ -220,10 +223,10 @@ class Run(_Strict):
     """How the matrix is run."""
 
     seed: int = Field(default=1, ge=0, le=(1 << 48) - 1)
-    rounds: int = Field(default=5, ge=1, le=1_000)
+    rounds: int = Field(default=10, ge=1, le=1_000)
     warmup_seconds: float = Field(default=0.25, ge=0.0, le=3_600.0)
-    load_seconds: Seconds = 2.0
-    capacity_seconds: Seconds = 1.0
+    load_seconds: Seconds = 1.0
+    capacity_seconds: Seconds = 0.3
     null_seconds: Seconds = 0.3
     soak_seconds: Seconds = 120.0
     workers: int = Field(default=1, ge=1, le=64)
@@ -398,7 +401,8 @@ def phase_spec(
     """
     run, own = file.run, scenario.phase(phase)
     default_seconds = {"load": run.load_seconds, "capacity": run.capacity_seconds, "null": run.null_seconds}[phase]
-    if scenario.soak and phase == "load":
+    soak = scenario.soak and phase == "load"
+    if soak:
         default_seconds = run.soak_seconds
     merged = own.settings.over(scenario.settings.over(file.settings))
     if settings is not None:
@@ -417,6 +421,9 @@ def phase_spec(
         "rate_pps": scenario.rate_pps or 0.0,
         "components": [component.model_dump() for component in components],
     }
+    if soak:
+        # One long phase is judged like rounds: its slices are as long as a round, or longer where there would be many.
+        spec["slice_seconds"] = max(run.load_seconds, spec["seconds"] / SOAK_SLICES)
     if (scenario.driver or run.driver) == "pcap":
         spec["driver"] = "pcap"
         spec["path"] = scenario.capture

@@ -8,10 +8,11 @@ the file's `credentials_file` or its `username` and `password`, or from the URL.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from t2s._core import ConfigError
 from t2s.nearest import nearest
@@ -21,6 +22,9 @@ from t2s.tunnel import TunnelConfig, check
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from t2s.routes import RouteSettings
+
+Families = Literal["both", "ipv4", "ipv6"]
 GRACE_S = 2.0
 """Time for open flows after a signal, seconds: enough to finish a request, short enough to wait for."""
 
@@ -36,6 +40,12 @@ class RunSettings:
     """Where all counters stand as JSON: from the start, as often as `stats` says, and at the end."""
     grace: float = GRACE_S
     """Time for open flows after a signal, seconds."""
+    routes: RouteSettings | None = None
+    """Lead all traffic into the tunnel."""
+    dns_server: str | None = None
+    """Resolver of `t2s exec`."""
+    metrics: tuple[str, int] | None = None
+    """Address and port of the Prometheus metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +56,23 @@ class _Own:
     stats: float | None = None
     stats_file: str | None = None
     grace: float | None = None
+    auto_route: bool | None = None
+    exclude: list[str] | None = None
+    address: list[str] | None = None
+    families: Families | None = None
+    force: bool | None = None
+    metrics: str | int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Exec:
+    """Keys of `t2s exec`, which `t2s run` leaves alone."""
+
+    dns_server: str | None = None
 
 
 def keys() -> list[str]:
-    """Name every key of the file."""
+    """Name every key of `t2s run`."""
     return [item.name for of in (TunnelConfig, _Own) for item in dataclasses.fields(of)]
 
 
@@ -62,17 +85,73 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     if "proxy" not in merged:
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
-    own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_Own)}
+    own = {item.name: merged.pop(item.name, None) for of in (_Own, _Exec) for item in dataclasses.fields(of)}
     for key in ("stats", "grace"):
         value = own[key]
         if value is not None and not (value > 0 if key == "stats" else value >= 0):
             raise ConfigError(f"{key}: must be {'above' if key == 'stats' else 'at least'} 0 seconds, not {value}")
+    routes = _routes(own, merged)
     return RunSettings(
         tunnel=TunnelConfig.from_mapping(merged),
+        routes=routes,
+        dns_server=own["dns_server"],
         stats=own["stats"],
         stats_file=None if own["stats_file"] is None else Path(own["stats_file"]),
         grace=GRACE_S if own["grace"] is None else own["grace"],
+        metrics=None if own["metrics"] is None else listen_address("metrics", own["metrics"]),
     )
+
+
+def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | None:
+    """Take what is said of routes, and give the tunnel's sockets a mark when there are any."""
+    if not own["auto_route"]:
+        for key in ("exclude", "address", "families", "force"):
+            if own[key] and own["auto_route"] is None:
+                raise ConfigError(f"{key}: needs auto_route")
+        return None
+    from t2s.routes import RouteSettings, is_here  # noqa: PLC0415 - only those who want routes pay for it
+
+    check("mark", tunnel.get("mark"), int | None)
+    check("families", own["families"], Families | None)
+    routes = RouteSettings.read(
+        mark=tunnel.get("mark"),
+        exclude=own["exclude"] or (),
+        addresses=own["address"] or (),
+        families=own["families"] or "both",
+        force=bool(own["force"]),
+    )
+    if is_here(str(tunnel.get("proxy"))) and not (routes.exclude or routes.force):
+        raise ConfigError(
+            "auto_route: the proxy is on this machine, so that what it sends would enter the tunnel again; give "
+            "--exclude with the network that it sends to, or --force when it marks its own sockets"
+        )
+    tunnel["mark"] = routes.mark
+    return routes
+
+
+def listen_address(key: str, text: str | int) -> tuple[str, int]:
+    """Read `[ADDRESS:]PORT`; without an address it is this host's alone.
+
+    >>> listen_address("metrics", "9100"), listen_address("metrics", "[::1]:9100")
+    (('127.0.0.1', 9100), ('::1', 9100))
+    >>> listen_address("metrics", ":9100")
+    Traceback (most recent call last):
+        ...
+    t2s.ConfigError: metrics: ':9100' is no address; write PORT, 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT for all
+    """
+    host, colon, port = str(text).rpartition(":")
+    host = "127.0.0.1" if not colon or host == "localhost" else host
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        number = int(port) if port.isascii() and port.isdigit() else -1
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65_535 or bracketed != (address.version == 6):
+        raise ConfigError(
+            f"{key}: {text!r} is no address; write PORT, 127.0.0.1:PORT, [::1]:PORT, or 0.0.0.0:PORT for all"
+        )
+    return str(address), number
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -85,7 +164,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     lines = key_lines(text)
-    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own)
+    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own) | get_type_hints(_Exec)
     found: dict[str, Any] = {}
     for written, value in tree.items():
         key, place = written.replace("-", "_"), f"{file}:{lines.get((written,), 1)}"

@@ -59,6 +59,8 @@ class TunnelConfig:
     """Segmentation and checksum offload of the device."""
     up: bool | None = None
     """Set the interface up."""
+    user: str | None = None
+    """User that the process becomes once the device is open, with no capability but the one that `mark` needs."""
     accept: Literal["deferred", "early"] | None = None
     """Answer a client's handshake after the proxy has answered, or at once."""
     congestion: Literal["cubic", "newreno"] | None = None
@@ -85,6 +87,8 @@ class TunnelConfig:
     """Payload that all flows together may hold in memory."""
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] | None = None
     """Checksum kernel."""
+    busy_poll_us: int | None = None
+    """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never."""
     loop_limit_ms: int | None = None
     """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
     log_level: LogLevel | None = None
@@ -129,7 +133,10 @@ def check(key: str, value: object, hint: Any) -> None:
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     words = [word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
     kinds = [choice for choice in choices if isinstance(choice, type)]
-    if words and isinstance(value, str):
+    if type(value) is list and any(get_origin(choice) is list for choice in choices):
+        if not all(type(item) is str for item in value):
+            raise ConfigError(f"{key}: must be a list of strings, not {value!r}")
+    elif words and isinstance(value, str):
         if value not in words:
             raise ConfigError(f"{key}: {value!r} is none of {', '.join(words)}{_suggestion(value, words)}")
     elif type(value) not in kinds and not (float in kinds and type(value) is int):
@@ -192,13 +199,20 @@ class Tunnel:
         return self._core.stats()
 
     def flows(self) -> pl.DataFrame:
-        """Return a row for each TCP flow: both ends, state, bytes, and its phase times, nanoseconds since its SYN."""
+        """Return a row for each TCP flow and each UDP session, which has no state and no phases.
+
+        Columns: both ends (of a UDP session, where its first datagram went), state, payload bytes, `rate_up` and
+        `rate_down` in bytes a second, and phase times in nanoseconds since the SYN, 0 for what has not happened yet.
+        Rates are means since the call before, and since the flow's start at the first; calls within half a second of
+        each other return the same rates.
+        """
         import polars as pl  # noqa: PLC0415 - the tunnel itself needs none of it
 
         text, number, port = pl.String(), pl.Int64(), pl.UInt16()
         schema = pl.Schema(
             {
                 "worker": number,
+                "protocol": text,
                 "client": text,
                 "client_port": port,
                 "target": text,
@@ -206,6 +220,8 @@ class Tunnel:
                 "state": text,
                 "bytes_up": number,
                 "bytes_down": number,
+                "rate_up": pl.Float64(),
+                "rate_down": pl.Float64(),
                 "age_ns": number,
                 "connect_ns": number,
                 "reply_ns": number,

@@ -76,6 +76,25 @@ pub struct Opened {
     pub evicted: Option<Closed>,
 }
 
+/// One session, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Its id.
+    pub id: SessionId,
+    /// The client's end.
+    pub client: SocketAddr,
+    /// Where its first datagram went; later ones may go elsewhere.
+    pub target: SocketAddr,
+    /// Payload bytes taken from the client.
+    pub bytes_up: u64,
+    /// Payload bytes sent to the client.
+    pub bytes_down: u64,
+    /// When it was opened.
+    pub opened_at: Instant,
+    /// When a datagram last went either way.
+    pub last_used: Instant,
+}
+
 /// What the table did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionStats {
@@ -118,6 +137,11 @@ struct Slot {
     class: Class,
     last_used: Instant,
     queue: Queue,
+    /// Where the first datagram went; `None` with `client`.
+    target: Option<SocketAddr>,
+    bytes_up: u64,
+    bytes_down: u64,
+    opened_at: Instant,
 }
 
 #[derive(Debug)]
@@ -197,11 +221,18 @@ impl Sessions {
         self.slot(id).map_or(0, |slot| slot.queue.len)
     }
 
-    /// Every open session with its client and the time of its last use, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = (SessionId, SocketAddr, Instant)> + '_ {
+    /// Every open session, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = SessionInfo> + '_ {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
-            let id = SessionId { index: index as u32, generation: slot.generation };
-            slot.client.map(|client| (id, client, slot.last_used))
+            Some(SessionInfo {
+                id: SessionId { index: index as u32, generation: slot.generation },
+                client: slot.client?,
+                target: slot.target?,
+                bytes_up: slot.bytes_up,
+                bytes_down: slot.bytes_down,
+                opened_at: slot.opened_at,
+                last_used: slot.last_used,
+            })
         })
     }
 
@@ -243,6 +274,8 @@ impl Sessions {
         slot.client = Some(client);
         slot.class = class;
         slot.last_used = now;
+        slot.target = Some(target);
+        (slot.bytes_up, slot.bytes_down, slot.opened_at) = (0, 0, now);
         let id = SessionId { index, generation: slot.generation };
         self.used[class as usize].push(index);
         let (hasher, slots) = (&self.hasher, &self.slots);
@@ -281,8 +314,10 @@ impl Sessions {
         }
         let class = if target.port() == DNS_PORT { slot.class } else { Class::Any };
         self.refresh(now, id.index, class);
+        let len = payload.len() as u64;
         let place = self.take_waiting(target, payload);
         let Some(slot) = self.slots.get_mut(id.index as usize) else { return Ok(()) };
+        slot.bytes_up += len;
         let last = core::mem::replace(&mut slot.queue.last, place);
         slot.queue.len += 1;
         if last == NONE {
@@ -333,9 +368,14 @@ impl Sessions {
         Ok(())
     }
 
-    /// Counts as use of a session (a reply went to its client); whether the session is there.
-    pub fn touch(&mut self, now: Instant, id: SessionId) -> bool {
-        let Some(class) = self.slot(id).map(|slot| slot.class) else { return false };
+    /// A reply of `bytes` goes to the client of a session, which counts as use; whether the session is there.
+    pub fn touch(&mut self, now: Instant, id: SessionId, bytes: usize) -> bool {
+        if self.slot(id).is_none() {
+            return false;
+        }
+        let Some(slot) = self.slots.get_mut(id.index as usize) else { return false };
+        slot.bytes_down += bytes as u64;
+        let class = slot.class;
         self.refresh(now, id.index, class);
         true
     }
@@ -354,7 +394,7 @@ impl Sessions {
             let _ = entry.remove();
         }
         let slot = self.slots.get_mut(id.index as usize)?;
-        slot.client = None;
+        (slot.client, slot.target) = (None, None);
         slot.generation = slot.generation.wrapping_add(1);
         self.free_slots.push(id.index);
         Some(Closed { id, client, dropped })
@@ -440,6 +480,10 @@ impl Sessions {
             class: Class::Any,
             last_used: Instant::ZERO,
             queue: Queue { first: NONE, last: NONE, len: 0 },
+            target: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            opened_at: Instant::ZERO,
         });
         self.slots.len() as u32 - 1
     }

@@ -93,6 +93,8 @@ pub struct TunnelConfig {
     pub offload: OffloadMode,
     /// Set the interface up.
     pub up: bool,
+    /// User that the process becomes once the device is open, without capabilities but the one that `mark` needs.
+    pub user: Option<String>,
     /// When the client's handshake is answered.
     pub accept: Accept,
     /// Congestion control towards the client.
@@ -121,6 +123,8 @@ pub struct TunnelConfig {
     pub checksum: String,
     /// An event-loop iteration longer than this raises an alarm, milliseconds; 0 switches the watchdog off.
     pub loop_limit_ms: u32,
+    /// Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0: never.
+    pub busy_poll_us: u32,
     /// What is worth a line.
     pub log_level: Level,
 }
@@ -138,6 +142,7 @@ impl Default for TunnelConfig {
             queues: 1,
             offload: OffloadMode::Auto,
             up: true,
+            user: None,
             accept: Accept::Deferred,
             congestion: CongestionControl::Cubic,
             pipeline: Pipeline::Auto,
@@ -152,6 +157,7 @@ impl Default for TunnelConfig {
             memory_budget_mib: 256,
             checksum: "auto".into(),
             loop_limit_ms: 10,
+            busy_poll_us: 0,
             log_level: Level::Info,
         }
     }
@@ -231,6 +237,7 @@ impl TunnelConfig {
         range("max_pending_connects", self.max_pending_connects, 1, 1_000_000)?;
         range("max_udp_sessions", self.max_udp_sessions, 1, 1_000_000)?;
         range("connect_timeout", self.connect_timeout, 1, 3_600)?;
+        range("busy_poll_us", self.busy_poll_us, 0, 1_000)?;
         range("udp_idle_timeout", self.udp_idle_timeout, 1, 86_400)?;
         range("memory_budget_mib", self.memory_budget_mib, 8, 65_536)
     }

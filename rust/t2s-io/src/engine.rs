@@ -21,6 +21,8 @@ use crate::config::{ConfigError, Pipeline, TunnelConfig};
 use crate::dial::resolve::SharedRoute;
 use crate::dial::{Credentials, Route, guide};
 use crate::log::{Level, Logger, Sink};
+use crate::privilege::{self, PrivilegeError, Successor};
+use crate::rates::Rates;
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::event::Waker;
@@ -52,6 +54,9 @@ pub enum StartError {
         /// The resolver's answer.
         error: io::Error,
     },
+    /// The user that the process was to become.
+    #[error(transparent)]
+    Privilege(#[from] PrivilegeError),
     /// Descriptors, threads, randomness.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -118,6 +123,7 @@ pub struct Tunnel {
     guide: Mutex<Option<JoinHandle<()>>>,
     running: Arc<Running>,
     failure: Mutex<Option<RunError>>,
+    rates: Mutex<Rates>,
     started: u64,
 }
 
@@ -127,11 +133,16 @@ impl Tunnel {
         config.check()?;
         let url = config.proxy_url().map_err(ConfigError::from)?;
         let kernel = config.kernel()?;
+        let successor = config.user.as_deref().map(Successor::find).transpose()?;
         let mut route =
             Route::resolve(&url).map_err(|error| StartError::Resolve { host: url.host.to_string(), error })?;
         route.pipelined = config.pipeline == Pipeline::On;
         let logger = Logger::new(config.log_level, sink);
         let device = Device::open(&config.device())?;
+        if let Some(successor) = successor {
+            // Before any thread starts: capabilities are a thread's own, and passed on to the threads that it starts.
+            privilege::give_up(&successor, config.mark)?;
+        }
         let workers = device.queues.len();
         let stack_config = config.stack(device.mtu, device.offload, secrets()?, kernel);
         let pool = Pool::new(PoolConfig {
@@ -178,6 +189,7 @@ impl Tunnel {
             guide: Mutex::new(None),
             running: Arc::new(Running { count: Mutex::new(0), bell: Condvar::new() }),
             failure: Mutex::new(None),
+            rates: Mutex::default(),
             started: monotonic_nanos(),
             shared,
         };
@@ -199,14 +211,21 @@ impl Tunnel {
             })?;
             *lock(&this.running.count) += 1;
             let leave = Leave(Arc::clone(&this.running));
+            let confined = Arc::clone(&this.shared);
             let thread = std::thread::Builder::new().name(format!("t2s-worker-{index}")).spawn(move || {
                 let _leave = leave;
+                // What is wrong with it is the same in each thread, and told by the guide's.
+                let _ = privilege::confine(confined.config.mark);
                 worker.run()
             })?;
             lock(&this.handles).push(Handle { commands, waker, thread: Some(thread), last: None });
         }
         let shared = Arc::clone(&this.shared);
         let keeper = std::thread::Builder::new().name("t2s-guide".into()).spawn(move || {
+            // A mark that cannot be set fails each connection by itself, so that here it is only told.
+            if let Err(error) = privilege::confine(shared.config.mark) {
+                shared.logger.say(Level::Warn, format_args!("{error}"));
+            }
             if let Err(error) = guide::run(&shared, &url) {
                 shared.logger.say(Level::Warn, format_args!("the proxy's route is no longer kept up to date: {error}"));
             }
@@ -258,9 +277,14 @@ impl Tunnel {
         TunnelStats::sum(&workers, &self.pool.stats(), uptime)
     }
 
-    /// A row for each TCP flow.
+    /// A row for each TCP flow and each UDP session.
+    ///
+    /// Its rates are means since the question before (the first time: since the flow's start); questions that follow
+    /// each other within half a second hear the same.
     pub fn flows(&self) -> Vec<FlowRow> {
-        self.ask(Command::Flows, |_| None).into_iter().flatten().collect()
+        let mut rows: Vec<FlowRow> = self.ask(Command::Flows, |_| None).into_iter().flatten().collect();
+        lock(&self.rates).fill(&mut rows);
+        rows
     }
 
     /// Changes the proxy's credentials (for connections from now on) and the log's threshold.

@@ -87,11 +87,24 @@ impl IntoPyErr for t2s_io::tun::OpenError {
     }
 }
 
+impl IntoPyErr for t2s_io::privilege::PrivilegeError {
+    fn into_py_err(self) -> PyErr {
+        let text = self.to_string();
+        match self {
+            Self::Unknown(_) => ConfigError::new_err(text),
+            Self::Lookup { .. } | Self::Become { .. } | Self::Mark(_) | Self::Capabilities(_) => {
+                TunnelError::new_err(text)
+            }
+        }
+    }
+}
+
 impl IntoPyErr for t2s_io::engine::StartError {
     fn into_py_err(self) -> PyErr {
         match self {
             Self::Config(error) => error.into_py_err(),
             Self::Device(error) => error.into_py_err(),
+            Self::Privilege(error) => error.into_py_err(),
             Self::Resolve { .. } | Self::System(_) => TunnelError::new_err(self.to_string()),
         }
     }

@@ -62,7 +62,7 @@ mod _core {
     #[pymodule_export]
     use crate::stream::StreamReassembler;
     #[pymodule_export]
-    use crate::tunnel::Tunnel;
+    use crate::tunnel::{Tunnel, open_tun};
 
     /// The version of the compiled core; the package has the same one.
     #[pymodule_export]

@@ -1,5 +1,6 @@
 //! `Tunnel`: a TUN device, its workers and the proxy behind them.
 
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use t2s_io::config::TunnelConfig;
 use t2s_io::dial::Credentials;
 use t2s_io::engine;
 use t2s_io::log::Level;
+use t2s_io::tun::{Device, DeviceConfig, MTU_MIN, OpenError};
 
 use crate::errors::{ConfigError, OrRaise, TunnelError};
 use crate::lines::Lines;
@@ -92,6 +94,9 @@ impl Tunnel {
     }
 
     /// Return all counters by name, summed over workers. They stay readable after the end.
+    ///
+    /// Those that end in `_times` are histograms: `count`, `sum_ns`, and `buckets`, of which number `i` counts durations
+    /// of at most 2^i µs and the last all that are longer.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let stats = py.detach(|| self.engine.stats());
         let dict = parsed(py, serde_json::to_string(&stats))?;
@@ -101,20 +106,27 @@ impl Tunnel {
         Ok(dict)
     }
 
-    /// Return a dict for each TCP flow: `worker`, `client` and `target` as `(address, port)`, `state`, `bytes_up`,
-    /// `bytes_down`, `age_ns`, and the times since its SYN at which the proxy was reached (`connect_ns`), had answered
-    /// (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not happened yet.
+    /// Return a dict for each TCP flow and each UDP session: `worker`, `protocol`, `client` and `target` as `(address,
+    /// port)`, `state` (None for UDP), `bytes_up`, `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since
+    /// its SYN at which the proxy was reached (`connect_ns`), had answered (`reply_ns`) and the target's first byte came
+    /// (`first_byte_ns`); 0 for what has not happened yet.
+    ///
+    /// Rates are bytes a second since the call before, and since the flow's start at the first; calls within half a
+    /// second of each other return the same rates. The target of a UDP session is that of its first datagram.
     fn flows<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
         let rows = py.detach(|| self.engine.flows());
         rows.into_iter()
             .map(|row| {
                 let dict = PyDict::new(py);
                 dict.set_item("worker", row.worker)?;
+                dict.set_item("protocol", row.protocol)?;
                 dict.set_item("client", end_of(row.client))?;
                 dict.set_item("target", end_of(row.target))?;
                 dict.set_item("state", row.state)?;
                 dict.set_item("bytes_up", row.bytes_up)?;
                 dict.set_item("bytes_down", row.bytes_down)?;
+                dict.set_item("rate_up", row.rate_up)?;
+                dict.set_item("rate_down", row.rate_down)?;
                 dict.set_item("age_ns", row.age_ns)?;
                 dict.set_item("connect_ns", row.connect_ns)?;
                 dict.set_item("reply_ns", row.reply_ns)?;
@@ -183,6 +195,32 @@ impl Tunnel {
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyAny>) -> PyResult<()> {
         self.stop(py, 0.0)
     }
+}
+
+/// Open a TUN device in the network namespace of the calling thread, set it up, and return `(descriptor, name, mtu)`.
+///
+/// The caller owns the descriptor; a tunnel takes it as `tun_fd`, with the same `mtu`, in this namespace or any other.
+/// `name` may be a pattern such as `t2s%d`. Without `mtu` it is what a tunnel would choose. Raises `ConfigError` for an
+/// MTU that cannot be, and `TunnelError` for a device that cannot be had.
+///
+/// >>> import t2s
+/// >>> try:
+/// ...     t2s.open_tun("a name with spaces", mtu=100)
+/// ... except t2s.ConfigError as error:
+/// ...     print(error)
+/// mtu must lie between 1280 and 65535, not 100
+#[pyfunction]
+#[pyo3(signature = (name, *, mtu=None, offload=true))]
+pub(crate) fn open_tun(name: &str, mtu: Option<u32>, offload: bool) -> PyResult<(i32, String, u16)> {
+    let mtu = mtu.map(|value| {
+        let (min, max) = (MTU_MIN.into(), u16::MAX.into());
+        u16::try_from(value).map_err(|_| OpenError::Range { what: "mtu", value, min, max })
+    });
+    let mtu = mtu.transpose().or_raise()?;
+    let config = DeviceConfig { name: name.to_owned(), mtu, queues: 1, offload, up: true, ..DeviceConfig::default() };
+    let device = Device::open(&config).or_raise()?;
+    let queue = device.queues.into_iter().next().ok_or_else(|| TunnelError::new_err("the device has no queue"))?;
+    Ok((OwnedFd::from(queue).into_raw_fd(), device.name, device.mtu))
 }
 
 fn level_of(word: &str) -> PyResult<Level> {

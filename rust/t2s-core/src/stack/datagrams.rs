@@ -19,7 +19,7 @@ use crate::wire::icmp::{ERROR_MAX_V6, Icmp, IcmpError};
 use crate::wire::ip::{Ip, IpRepr};
 use crate::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use crate::wire::udp::{UDP_HEADER, Udp, UdpRepr};
-use crate::wire::virtio::VirtioNetHdr;
+use crate::wire::virtio::{self, VirtioNetHdr};
 use crate::wire::{self, protocol};
 
 /// Room that [`Stack::datagram`] wants in front of a payload: IPv6 and UDP headers.
@@ -46,7 +46,22 @@ impl Stack {
     /// Wants 48 bytes of headroom in `payload`; without them the payload is copied. Larger than the MTU, it leaves in
     /// fragments. Counted and dropped when the session is gone, the families differ, or it is longer than 65,507 bytes.
     pub fn datagram(&mut self, now: Instant, session: SessionId, from: SocketAddr, payload: Buf) {
-        self.inner.datagram(now, session, from, payload);
+        self.inner.datagram(now, session, from, payload, 0);
+    }
+
+    /// Whether datagrams of `size` bytes may go to a client as one super-datagram ([`Stack::datagram_run`]).
+    pub fn takes_runs(&self, size: usize) -> bool {
+        let offload = self.inner.config.offload;
+        offload.uso && offload.tx_checksum && size > 0 && size + DATAGRAM_HEADROOM <= usize::from(self.inner.config.mtu)
+    }
+
+    /// Datagrams of `size` bytes, the last one maybe shorter, back to back in one buffer: they leave as one
+    /// super-datagram, which the device cuts. To be asked for only where [`Stack::takes_runs`]; else as
+    /// [`Stack::datagram`].
+    pub fn datagram_run(&mut self, now: Instant, session: SessionId, from: SocketAddr, run: Buf, size: u16) {
+        debug_assert!(self.takes_runs(size.into()));
+        let size = if run.len() > usize::from(size) { size } else { 0 };
+        self.inner.datagram(now, session, from, run, size);
     }
 
     /// Says to the client of `session` that `target` cannot be reached by UDP (ICMP port unreachable).
@@ -158,7 +173,7 @@ impl Inner {
         disposition
     }
 
-    fn datagram(&mut self, now: Instant, session: SessionId, from: SocketAddr, payload: Buf) {
+    fn datagram(&mut self, now: Instant, session: SessionId, from: SocketAddr, payload: Buf, gso_size: u16) {
         let Some(client) = self.sessions.client(session) else {
             return self.drop_reply(payload, DropReason::UdpRefused);
         };
@@ -170,7 +185,7 @@ impl Inner {
         if len + if client.is_ipv4() { ip_len } else { 0 } > 65_535 {
             return self.drop_reply(payload, DropReason::TooBig);
         }
-        self.sessions.touch(now, session);
+        self.sessions.touch(now, session, payload.len());
         let mut buf = payload;
         if buf.headroom() < ip_len + UDP_HEADER {
             let Ok(copy) = self.pool.alloc_copy(buf.as_slice(), DATAGRAM_HEADROOM) else {
@@ -193,14 +208,17 @@ impl Inner {
         if let Some(header) = buf.prepend(UDP_HEADER) {
             udp.emit(header);
         }
-        self.stats.datagrams_down += 1;
-        if ip_len + len > usize::from(self.config.mtu) {
+        self.stats.datagrams_down += if gso_size == 0 { 1 } else { udp.payload_len.div_ceil(gso_size).into() };
+        if gso_size == 0 && ip_len + len > usize::from(self.config.mtu) {
             return self.send_fragments(&ip, buf);
         }
         if let Some(header) = buf.prepend(ip_len) {
             ip.emit(header);
         }
-        self.send_raw(buf, ip.src, ip.dst, protocol::UDP, ip_len);
+        let gso_type = if gso_size == 0 { virtio::GSO_NONE } else { virtio::GSO_UDP_L4 };
+        let hdr_len = if gso_size == 0 { 0 } else { (ip_len + UDP_HEADER) as u16 };
+        let virtio = VirtioNetHdr { gso_type, hdr_len, gso_size, ..VirtioNetHdr::default() };
+        self.send_raw(buf, virtio, ip.src, ip.dst, protocol::UDP, ip_len);
     }
 
     /// Sends a datagram (UDP header and payload in `buf`) in fragments.
@@ -405,6 +423,6 @@ impl Inner {
         ip.emit(head);
         repr.emit(tail);
         self.stats.resets_sent += 1;
-        self.send_raw(out, ip.src, ip.dst, protocol::TCP, ip.header_len());
+        self.send_raw(out, VirtioNetHdr::default(), ip.src, ip.dst, protocol::TCP, ip.header_len());
     }
 }

@@ -164,11 +164,18 @@ impl Inner {
         }
     }
 
-    /// Queues a packet that is whole but for its transport checksum.
-    pub(super) fn send_raw(&mut self, mut buf: crate::buf::Buf, src: IpAddr, dst: IpAddr, upper: u8, ip_len: usize) {
+    /// Queues a packet that is whole but for its transport checksum; `virtio` says whether it is a super-packet.
+    pub(super) fn send_raw(
+        &mut self,
+        mut buf: crate::buf::Buf,
+        mut virtio: VirtioNetHdr,
+        src: IpAddr,
+        dst: IpAddr,
+        upper: u8,
+        ip_len: usize,
+    ) {
         let checksum = self.config.checksum;
         let segment = &mut buf.as_mut_slice()[ip_len..];
-        let mut virtio = VirtioNetHdr::default();
         if self.config.offload.tx_checksum && matches!(upper, protocol::TCP | protocol::UDP) {
             fill_pseudo_sum(src, dst, upper, segment.len() as u32, segment);
             virtio.flags = virtio::F_NEEDS_CSUM;

@@ -34,7 +34,7 @@ use crate::reassembly::Budget;
 use crate::tcp::BufferBudget;
 use crate::time::Instant;
 use crate::timer::Wheel;
-use crate::udp::Sessions;
+use crate::udp::{SessionInfo, Sessions};
 use egress::Staged;
 use flows::Flow;
 use ingress::{Look, Looked};
@@ -285,6 +285,11 @@ impl Stack {
     /// All TCP flows.
     pub fn flows(&self) -> Vec<FlowInfo> {
         self.inner.flows.iter().map(|(id, flow)| flow.info(id)).collect()
+    }
+
+    /// All UDP sessions.
+    pub fn sessions(&self) -> Vec<SessionInfo> {
+        self.inner.sessions.iter().collect()
     }
 
     /// Resets every flow and forgets every session and fragment; the resets come out of `poll_transmit`.

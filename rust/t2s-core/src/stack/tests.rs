@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::buf::{Buf, Pool, PoolConfig};
-use crate::config::{AcceptMode, DnsCheck};
+use crate::config::{AcceptMode, DnsCheck, Offload};
 use crate::flow::FlowMapConfig;
 use crate::stats::DropReason;
 use crate::time::{MILLIS, SECONDS, no_clock};
@@ -15,7 +15,7 @@ use crate::wire::icmp::{Echo, Icmp, IcmpError, emit_echo};
 use crate::wire::ip::{Ip, IpRepr};
 use crate::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use crate::wire::udp::{Udp, UdpRepr};
-use crate::wire::{fill_transport_checksum, protocol};
+use crate::wire::{fill_transport_checksum, protocol, virtio};
 
 const CLIENT: &str = "10.0.0.2:40000";
 const SERVER: &str = "192.0.2.7:80";
@@ -481,6 +481,42 @@ fn a_super_datagram_is_cut() {
     }
     assert_eq!(sizes, [1_000, 1_000, 500]);
     bench.shut_down();
+}
+
+#[test]
+fn a_run_of_datagrams_leaves_as_one_and_is_cut_as_it_was_joined() {
+    for (client, server) in [("10.0.0.2:5000", "192.0.2.7:9"), ("[fd00::2]:5000", "[2001:db8::7]:9")] {
+        let mut bench = Bench::new(|config| {
+            config.offload = Offload { rx_checksum: true, tx_checksum: true, tso: true, uso: true };
+        });
+        bench.feed(&udp_packet(client, server, b"ping"));
+        let [Request::UdpOpen { session, .. }, _] = bench.requests()[..] else { panic!() };
+        let sent: Vec<u8> = (0..2_500u32).map(|i| (i * 3) as u8).collect();
+        assert!(bench.stack.takes_runs(1_000) && !bench.stack.takes_runs(1_500) && !bench.stack.takes_runs(0));
+        let run = bench.stack.alloc(sent.len(), 48).map(|mut run| {
+            run.append(&sent);
+            run
+        });
+        bench.stack.datagram_run(bench.now, session, at(server), run.unwrap(), 1_000);
+        let packet = bench.stack.poll_transmit(bench.now).unwrap();
+        let (header, bytes) = (packet.virtio, packet.header.to_vec());
+        let ip = Ip::parse(&bytes).unwrap();
+        assert_eq!(header.check(&ip), Ok(()));
+        assert_eq!((header.gso_type, header.gso_size, header.flags), (virtio::GSO_UDP_L4, 1_000, virtio::F_NEEDS_CSUM));
+        assert_eq!(usize::from(header.hdr_len), bytes.len() - sent.len());
+        let udp = Udp::parse(&bytes[usize::from(ip.payload)..]).unwrap();
+        assert_eq!((udp.src_port, udp.dst_port, usize::from(udp.len)), (9, 5_000, sent.len() + 8));
+        assert_eq!(bytes[usize::from(ip.payload) + 8..], sent);
+        assert_eq!(bench.stack.stats().datagrams_down, 3);
+        // One that is no longer than a segment is an ordinary datagram.
+        let single = bench.buf(&sent[..700]);
+        bench.stack.datagram_run(bench.now, session, at(server), single, 1_000);
+        assert_eq!(bench.stack.poll_transmit(bench.now).unwrap().virtio.gso_type, virtio::GSO_NONE);
+        assert!(bench.stack.poll_transmit(bench.now).is_none());
+        bench.stack.drop_offload();
+        assert!(!bench.stack.takes_runs(1_000));
+        bench.shut_down();
+    }
 }
 
 #[test]

@@ -221,12 +221,14 @@ impl Tcb {
         (self.recv_capacity / 2).min(u32::from(self.mss)).max(1)
     }
 
-    /// Whether the client should hear that the window has opened: it was nearly closed, or opened by half.
+    /// Whether the client should hear that the window has opened: it was nearly closed, or opened by half while less than
+    /// a third is left. Senders hold back from about there; before, acknowledgements of data tell it in time.
     fn is_update_due(&self, ctx: &Ctx<'_>) -> bool {
         let current = (self.rcv_adv - self.rcv_nxt).max(0) as u32;
         let open = self.open_window(ctx) >> self.rcv_shift << self.rcv_shift;
         let gain = open.saturating_sub(current);
-        gain >= (self.recv_capacity / 2).max(1) || (current < u32::from(self.mss) && gain >= self.worth_telling())
+        let half = gain >= (self.recv_capacity / 2).max(1) && current < self.recv_capacity / 3;
+        half || (current < u32::from(self.mss) && gain >= self.worth_telling())
     }
 
     /// The window field of the segment that is being built; moves `rcv_adv`.

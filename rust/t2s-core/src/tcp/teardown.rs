@@ -125,12 +125,21 @@ impl Tcb {
         debug_assert!(self.rcv_nxt == self.fin_seq, "FIN out of sequence");
         self.rcv_nxt += 1;
         self.rcv_adv = self.rcv_adv.max(self.rcv_nxt);
-        self.owed |= owed::ACK;
         self.events.insert(Events::PEER_FIN);
         match self.state {
-            State::Established => self.state = State::CloseWait,
-            State::FinWait1 => self.state = State::Closing,
-            State::FinWait2 => self.enter_time_wait(ctx),
+            State::Established => {
+                self.state = State::CloseWait;
+                // The upstream mostly ends in answer: our FIN then carries the acknowledgement.
+                self.ack_at = self.ack_at.min(ctx.now.plus(ctx.config.delayed_ack));
+            }
+            State::FinWait1 => {
+                self.owed |= owed::ACK;
+                self.state = State::Closing;
+            }
+            State::FinWait2 => {
+                self.owed |= owed::ACK;
+                self.enter_time_wait(ctx);
+            }
             State::SynPending
             | State::SynReceived
             | State::CloseWait

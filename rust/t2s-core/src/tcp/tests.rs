@@ -568,13 +568,48 @@ fn a_timeout_goes_back_and_doubles() {
 }
 
 #[test]
+fn an_end_that_is_answered_with_an_end_takes_one_segment() {
+    let mut bench = Bench::established(TcpConfig::default(), Options::NONE);
+    bench.receive(Flags::ACK | Flags::FIN, 0, 0, 65_000, &[]);
+    with!(bench, tcb, ctx => tcb.upstream_eof(ctx));
+    let out = bench.drain(&LIMITS);
+    assert_eq!(out.len(), 1);
+    assert!(out[0].repr.flags.fin());
+    assert_eq!(out[0].repr.ack, IRS + 2);
+    bench.receive(Flags::ACK, 1, 1, 65_000, &[]);
+    assert!(bench.events().contains(Events::CLOSED));
+    bench.finish();
+}
+
+#[test]
+fn a_small_request_is_not_answered_with_a_window_update() {
+    // The SYN-ACK cannot tell a window of more than 65,535 bytes (RFC 7323, section 2.2): half of it is news at once.
+    let scaled = Options { mss: Some(MSS), window_scale: Some(7), ..Options::NONE };
+    let mut bench = Bench::established(TcpConfig::default(), scaled);
+    bench.receive(Flags::ACK, 0, 0, 500, &[1; 1_000]);
+    with!(bench, tcb, ctx => tcb.consume(ctx, 1_000));
+    assert!(bench.poll(&LIMITS).is_none());
+    // A client that goes on hears of it with the next acknowledgement, before a third of the window is left.
+    bench.receive(Flags::ACK, 1_000, 0, 500, &[1; 1_000]);
+    with!(bench, tcb, ctx => tcb.consume(ctx, 1_000));
+    let ack = bench.poll(&LIMITS).expect("the second segment");
+    // 4 MiB in 16 bits: units of 128 bytes.
+    assert!(u32::from(ack.repr.window) << 7 > 65_535, "{}", ack.repr.window);
+    with!(bench, tcb, ctx => tcb.abort(ctx));
+    bench.drain(&LIMITS);
+    bench.finish();
+}
+
+#[test]
 fn half_close_works_both_ways() {
     // The client first.
     let mut bench = Bench::established(TcpConfig::default(), Options::NONE);
     bench.receive(Flags::ACK | Flags::FIN, 0, 0, 65_000, &[9; 10]);
     let events = bench.events();
     assert!(events.contains(Events::PEER_FIN) && events.contains(Events::READABLE));
-    assert_eq!(bench.poll(&LIMITS).expect("at once").repr.ack, IRS + 12);
+    assert!(bench.poll(&LIMITS).is_none(), "the upstream's answer may carry it");
+    bench.expire(TimerKind::DelayedAck);
+    assert_eq!(bench.poll(&LIMITS).expect("the answer takes too long").repr.ack, IRS + 12);
     bench.push(500);
     assert_eq!(bench.poll(&LIMITS).expect("data").payload_len, 500);
     with!(bench, tcb, ctx => tcb.upstream_eof(ctx));

@@ -88,6 +88,27 @@ fn flow_label_and_scope_do_not_make_a_client() {
 }
 
 #[test]
+fn a_session_tells_its_ends_and_bytes() {
+    let mut bench = Bench::new(CONFIG, 4);
+    let id = bench.open(1, 1, 500).id;
+    assert_eq!(bench.push(2, id, 501, 0), Ok(()));
+    assert!(bench.table.touch(at(3), id, 700));
+    let told: Vec<SessionInfo> = bench.table.iter().collect();
+    let (client, target) = (client(1), target(500));
+    assert_eq!(
+        told,
+        [SessionInfo { id, client, target, bytes_up: 1, bytes_down: 700, opened_at: at(1), last_used: at(3) }]
+    );
+    // Whoever has its place next starts from nothing.
+    assert!(bench.table.close(id, &mut bench.cache).is_some());
+    assert_eq!(bench.table.iter().count(), 0);
+    let _ = bench.open(4, 2, 502);
+    let next = bench.table.iter().next().expect("one is open");
+    assert_eq!((next.bytes_up, next.bytes_down, next.opened_at), (0, 0, at(4)));
+    bench.ends_empty();
+}
+
+#[test]
 fn datagrams_leave_in_order_and_queues_are_bounded() {
     let mut bench = Bench::new(CONFIG, 8);
     let id = bench.open(0, 1, 500).id;
@@ -121,7 +142,7 @@ fn sessions_expire_by_their_own_timeout() {
     assert_eq!(bench.push(3, both, 53, 0), Ok(()));
     // Speaks to another port: an ordinary session from now on.
     assert_eq!(bench.push(4, both, 5353, 0), Ok(()));
-    assert!(bench.table.touch(at(5), other));
+    assert!(bench.table.touch(at(5), other, 0));
     assert_eq!(bench.table.next_timeout(), Some(at(12)));
     assert_eq!(bench.table.expire(at(11), &mut bench.cache), None);
     let closed = bench.table.expire(at(12), &mut bench.cache).expect("the DNS session is due");
@@ -138,7 +159,7 @@ fn sessions_expire_by_their_own_timeout() {
 fn the_longest_idle_makes_room() {
     let mut bench = Bench::new(CONFIG, 3);
     let ids: Vec<SessionId> = (0..3).map(|n| bench.open(u64::from(n), n, if n == 1 { 53 } else { 443 }).id).collect();
-    assert!(bench.table.touch(at(9), ids[0]));
+    assert!(bench.table.touch(at(9), ids[0], 0));
     let opened = bench.open(10, 7, 443);
     assert_eq!(opened.evicted.map(|closed| closed.id), Some(ids[1]));
     assert_eq!(bench.open(11, 8, 443).evicted.map(|closed| closed.id), Some(ids[2]));
@@ -146,7 +167,7 @@ fn the_longest_idle_makes_room() {
     // The evicted ids are stale, though their places are taken again.
     for stale in &ids[1..] {
         assert_eq!(bench.push(11, *stale, 443, 1), Err(DropReason::UdpRefused));
-        assert!(!bench.table.touch(at(11), *stale));
+        assert!(!bench.table.touch(at(11), *stale, 0));
         assert!(bench.table.pop(*stale).is_none());
         assert!(bench.table.close(*stale, &mut bench.cache).is_none());
     }
@@ -239,7 +260,7 @@ proptest! {
                 Step::Touch { n } => {
                     let Some(known) = twin.iter_mut().find(|it| it.n == n) else { continue };
                     known.used = now;
-                    prop_assert!(bench.table.touch(at(now), known.id));
+                    prop_assert!(bench.table.touch(at(now), known.id, 0));
                 }
                 Step::Close { n } => {
                     let Some(index) = twin.iter().position(|it| it.n == n) else { continue };

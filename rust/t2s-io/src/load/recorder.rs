@@ -48,6 +48,17 @@ impl Recorder {
         self.max = self.max.max(other.max);
     }
 
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.histogram.reset();
+        self.max = 0;
+    }
+
+    /// The value at a quantile. The histogram has the upper end of its bucket; the exact maximum is a tighter bound.
+    pub fn quantile(&self, quantile: f64) -> u64 {
+        self.histogram.value_at_quantile(quantile).min(self.max)
+    }
+
     /// Recorded values.
     pub fn count(&self) -> u64 {
         self.histogram.len()
@@ -56,17 +67,15 @@ impl Recorder {
     /// Percentiles and the whole histogram.
     pub fn distribution(&self) -> Distribution {
         let histogram = &self.histogram;
-        // A quantile is the upper end of its bucket; the exact maximum is a tighter bound.
-        let at = |quantile| histogram.value_at_quantile(quantile).min(self.max);
         let mut encoded = Vec::new();
         V2Serializer::new().serialize(histogram, &mut encoded).expect("writing to memory does not fail");
         Distribution {
             count: histogram.len(),
             mean: histogram.mean(),
-            p50: at(0.5),
-            p95: at(0.95),
-            p99: at(0.99),
-            p999: at(0.999),
+            p50: self.quantile(0.5),
+            p95: self.quantile(0.95),
+            p99: self.quantile(0.99),
+            p999: self.quantile(0.999),
             max: self.max,
             hdr: base64::engine::general_purpose::STANDARD.encode(encoded),
         }

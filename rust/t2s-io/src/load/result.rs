@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::clock::ClockFacts;
+use super::slices::Slice;
 use super::spec::Phase;
 
 /// A distribution: percentiles for reading, the whole histogram for merging.
@@ -197,6 +198,10 @@ pub struct PhaseResult {
     pub latency: Distribution,
     /// From dequeue to effect.
     pub service: Distribution,
+    /// The latency of each slice, where the phase has some.
+    pub latency_slices: Vec<Slice>,
+    /// The service time of each slice.
+    pub service_slices: Vec<Slice>,
     /// How long bytes waited in the core because the simulated upstream took none.
     pub upstream_wait: Option<Distribution>,
     /// Bytes of the packets offered, IP headers included; none for a capture, whose passes count packets.

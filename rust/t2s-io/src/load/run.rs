@@ -46,8 +46,8 @@ const LEAD: u64 = 2_000_000;
 /// Time between two readings of a thread's own CPU clock for others to see, nanoseconds.
 const PUBLISH: u64 = 10_000_000;
 
-/// Sleep of the control thread between two looks.
-const LOOK: Duration = Duration::from_millis(10);
+/// Sleep of the control thread between two looks while nothing is measured, nanoseconds.
+const LOOK: u64 = 10_000_000;
 
 /// Empty polls without a yield, nanoseconds: threads that have a CPU to themselves, and threads that share one.
 const PATIENCE: [u64; 2] = [200_000, 20_000];
@@ -322,9 +322,10 @@ fn watch<A, B>(shared: &Shared, spec: &PhaseSpec, workers: &[Thread<A>], generat
             sampler = Sampler::new(begin, begin + (spec.seconds * 1e9) as u64);
             signals.epoch.store(epoch, Ordering::Release);
         }
-        thread::sleep(LOOK);
+        let rest = sampler.rest(now_ns(), LOOK);
+        thread::sleep(Duration::from_nanos(rest));
         let now = now_ns();
-        let overslept = (now - last).saturating_sub(LOOK.as_nanos() as u64);
+        let overslept = (now - last).saturating_sub(rest);
         last = now;
         sampler.look(now, overslept, &shared.workers);
     }

@@ -62,6 +62,14 @@ impl Sampler {
         }
     }
 
+    /// How long until something is due, at most `most`, nanoseconds: each look takes a CPU from a thread that is measured.
+    pub fn rest(&self, now: u64, most: u64) -> u64 {
+        if now < self.begin || now > self.end {
+            return most;
+        }
+        self.next_rss.min(self.next_window).max(now + 1) - now
+    }
+
     /// Looks at what is due. `overslept` is how much longer than asked the caller has just slept.
     pub fn look(&mut self, now: u64, overslept: u64, workers: &[Gauge]) {
         if now < self.begin || now > self.end + WINDOW / 4 {
@@ -129,6 +137,16 @@ mod tests {
         gauges[1].idle.store(WINDOW * 3 / 4, Ordering::Relaxed);
         sampler.look(2 * WINDOW, 0, &gauges);
         assert_eq!(sampler.windows, [25.0]);
+    }
+
+    #[test]
+    fn it_is_woken_for_what_is_due_and_for_nothing_else() {
+        let mut sampler = Sampler::new(WINDOW, 3 * WINDOW);
+        assert_eq!(sampler.rest(WINDOW / 2, 10), 10);
+        sampler.look(WINDOW, 0, &[]);
+        assert_eq!(sampler.rest(WINDOW, 10), RSS_EVERY);
+        assert_eq!(sampler.rest(WINDOW + RSS_EVERY, 10), 1);
+        assert_eq!(sampler.rest(4 * WINDOW, 10), 10);
     }
 
     #[test]

@@ -12,6 +12,9 @@ pub const MAX_FLOWS: u32 = 1_000_000;
 /// Bytes of the largest segment or datagram payload a component may send (an IP packet's 65,535 less headers).
 pub const MAX_PAYLOAD: u32 = 65_000;
 
+/// Slices of one phase.
+const MAX_SLICES: f64 = 10_000.0;
+
 /// What can be wrong with a spec.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -49,6 +52,9 @@ pub struct PhaseSpec {
     pub seconds: f64,
     /// Time before it that is not measured, seconds.
     pub warmup_seconds: f64,
+    /// Length of a slice of the measured time that has percentiles of its own, seconds; 0 = there are none.
+    #[serde(default)]
+    pub slice_seconds: f64,
     /// Worker threads, each with a stack, a generator and a device of its own.
     pub workers: u32,
     /// Bind each worker and generator to a CPU.
@@ -343,11 +349,19 @@ impl PhaseSpec {
         if problems.is_empty() { Ok(spec) } else { Err(SpecError::Invalid(problems)) }
     }
 
+    /// Slices that the measured time is cut into.
+    pub fn slices(&self) -> usize {
+        if self.slice_seconds > 0.0 { (self.seconds / self.slice_seconds) as usize } else { 0 }
+    }
+
     /// Everything that keeps this phase from running, each with its path.
     pub fn problems(&self) -> Vec<String> {
         let mut found = Problems(Vec::new());
         found.check(self.seconds > 0.0 && self.seconds <= 7.0 * 86_400.0, "seconds", "must be in (0, 604800]");
         found.check((0.0..=3600.0).contains(&self.warmup_seconds), "warmup_seconds", "must be in [0, 3600]");
+        let slices = self.seconds / self.slice_seconds;
+        let sliced = self.slice_seconds == 0.0 || (self.slice_seconds > 0.0 && slices <= MAX_SLICES);
+        found.check(sliced, "slice_seconds", "must be 0, or cut the measured time into 10,000 slices at most");
         found.check((1..=64).contains(&self.workers), "workers", "must be in [1, 64]");
         found.check(self.rate_pps > 0.0 && self.rate_pps <= 1e8, "rate_pps", "must be in (0, 1e8]");
         found.check((1..=64).contains(&self.components.len()), "components", "must be 1 to 64");

@@ -15,6 +15,7 @@ use super::result::{
 };
 use super::run::config_of;
 use super::sampler::Sampler;
+use super::slices::Slice;
 use super::spec::{Phase, PhaseSpec, Reassembly};
 use super::worker::{Report, Snapshot};
 
@@ -72,6 +73,19 @@ impl Parts<'_> {
         self.reports().for_each(|report| all.merge(read(report)));
         all
     }
+
+    /// Slices of the same time are those of the worker that had it worst; the last one that all have completed ends it.
+    fn slices(&self, read: impl Fn(&Report) -> &[Slice]) -> Vec<Slice> {
+        let mut all: Option<Vec<Slice>> = None;
+        for report in self.reports() {
+            let own = read(report);
+            all = Some(match all {
+                None => own.to_vec(),
+                Some(so_far) => so_far.iter().zip(own).map(|(a, &b)| a.worse(b)).collect(),
+            });
+        }
+        all.unwrap_or_default()
+    }
 }
 
 /// Puts the result together; `flows_left` are those of the map after the drain.
@@ -100,8 +114,10 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         lost,
         lost_by_reason,
         invalid: invalid(spec.phase, intended, offered, corrupt),
-        latency: parts.merged(|report| &report.latency).distribution(),
-        service: parts.merged(|report| &report.service).distribution(),
+        latency: parts.merged(|report| &report.latency.0).distribution(),
+        service: parts.merged(|report| &report.service.0).distribution(),
+        latency_slices: parts.slices(|report| &report.latency.1),
+        service_slices: parts.slices(|report| &report.service.1),
         upstream_wait: upstream_wait(parts),
         bytes_offered: Some(total(|c| c.bytes)),
         payload_offered,

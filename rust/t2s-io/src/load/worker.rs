@@ -19,6 +19,7 @@ use super::clock::now_ns;
 use super::link::{FLAG_GSO_SHIFT, FLAG_MARK, FLAG_PARTIAL_CHECKSUM, Mark};
 use super::recorder::Recorder;
 use super::ring::{Consumer, Producer};
+use super::slices::{Slice, Sliced};
 use super::spec::{Component, PhaseSpec};
 use super::turns::{Part, Turns};
 use super::upstream::Upstreams;
@@ -72,9 +73,9 @@ pub struct Report {
     /// After the drain.
     pub last: Snapshot,
     /// Due time to effect.
-    pub latency: Recorder,
+    pub latency: (Recorder, Vec<Slice>),
     /// Dequeue to effect.
-    pub service: Recorder,
+    pub service: (Recorder, Vec<Slice>),
     /// Bytes that waited for the upstream, when any could.
     pub upstream_wait: Option<Recorder>,
     /// Packets that had their effect in the window.
@@ -106,8 +107,11 @@ pub struct Worker {
     mtu: usize,
     /// The window is open.
     measuring: bool,
-    latency: Recorder,
-    service: Recorder,
+    latency: Sliced,
+    service: Sliced,
+    /// Nanoseconds of a slice, and when the present one ends.
+    slice_ns: u64,
+    slice_ends: u64,
     turns: Turns,
     next_timer_look: u64,
     packets: u64,
@@ -144,8 +148,10 @@ impl Worker {
             dues: Vec::with_capacity(BUDGET),
             mtu,
             measuring: false,
-            latency: Recorder::new(),
-            service: Recorder::new(),
+            latency: Sliced::new(spec.slices()),
+            service: Sliced::new(spec.slices()),
+            slice_ns: if spec.slices() > 0 { (spec.slice_seconds * 1e9) as u64 } else { u64::MAX },
+            slice_ends: u64::MAX,
             turns: Turns::new(spec.settings.watchdog, limit),
             next_timer_look: 0,
             packets: 0,
@@ -279,13 +285,18 @@ impl Worker {
     #[inline]
     fn record(&mut self, stamps: &[u64; 5]) {
         let (begin, end) = (stamps[0], stamps[4]);
+        if begin >= self.slice_ends {
+            self.latency.cut();
+            self.service.cut();
+            self.slice_ends += self.slice_ns;
+        }
         self.turns.record(stamps);
         self.measured += self.dues.len() as u64;
         if !self.dues.is_empty() {
-            self.service.record_n(end.saturating_sub(begin), self.dues.len() as u64);
+            self.service.current.record_n(end.saturating_sub(begin), self.dues.len() as u64);
         }
         for &due in &self.dues {
-            self.latency.record(end.saturating_sub(due));
+            self.latency.current.record(end.saturating_sub(due));
         }
     }
 
@@ -305,6 +316,7 @@ impl Worker {
                 self.marks[0] = self.snapshot();
                 self.measuring = true;
                 self.turns.begin(now);
+                self.slice_ends = now.saturating_add(self.slice_ns);
             }
             Mark::Drain => {
                 self.marks[1] = self.snapshot();
@@ -359,8 +371,8 @@ impl Worker {
             begin,
             end,
             last,
-            latency: self.latency,
-            service: self.service,
+            latency: self.latency.finish(),
+            service: self.service.finish(),
             upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
             measured: self.measured,
             turns: self.turns.recorder,

@@ -325,6 +325,8 @@ fn result(
         invalid: (sums.corrupt > 0).then(|| format!("{} replies were broken: the core has a bug", sums.corrupt)),
         latency: watch.latency.distribution(),
         service: service.clone(),
+        latency_slices: Vec::new(),
+        service_slices: Vec::new(),
         upstream_wait: None,
         bytes_offered: None,
         payload_offered: sums.payload_sent,

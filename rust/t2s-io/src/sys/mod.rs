@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod clock;
+pub mod credentials;
 pub mod datagram;
 pub mod epoll;
 pub mod event;

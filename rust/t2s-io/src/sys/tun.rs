@@ -1,6 +1,6 @@
 //! `/dev/net/tun` and its controls (`linux/if_tun.h`), and the few interface controls of `netdevice(7)`.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::io::IoSlice;
 use std::mem;
@@ -58,6 +58,16 @@ pub fn interface(fd: impl AsFd) -> io::Result<(String, i32)> {
     // SAFETY: the control has set the flags; any bits are a valid `c_short`.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((name_of(&request), i32::from(flags as u16)))
+}
+
+/// The flags that an interface was made with, as the driver tells them in sysfs.
+///
+/// `TUNGETIFF` says `IFF_NOFILTER` in the very bit of `IFF_NO_PI`, so that its answer tells nothing about that one.
+pub fn driver_flags(name: &str) -> io::Result<i32> {
+    request(name)?;
+    let text = fs::read_to_string(format!("/sys/class/net/{name}/tun_flags"))?;
+    let digits = text.trim().trim_start_matches("0x");
+    i32::from_str_radix(digits, 16).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// `TUNSETOFFLOAD`: which unfinished packets this side accepts.

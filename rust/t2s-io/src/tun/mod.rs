@@ -174,7 +174,9 @@ impl Device {
         if flags & IFF_TAP != 0 {
             return Err(refuse(&"it is a TAP device, which carries Ethernet frames"));
         }
-        if flags & IFF_NO_PI == 0 {
+        // Where sysfs is not to be had (Android) devices have no packet information.
+        let made_with = sys::tun::driver_flags(&name).unwrap_or(IFF_NO_PI);
+        if made_with & IFF_NO_PI == 0 {
             return Err(refuse(&"it was opened without IFF_NO_PI"));
         }
         let queue = if flags & IFF_VNET_HDR == 0 {
@@ -237,6 +239,13 @@ impl Queue {
     #[inline]
     pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         sys::tun::write_vectored(&self.fd, slices)
+    }
+}
+
+impl From<Queue> for OwnedFd {
+    /// The descriptor alone, to be handed to another process.
+    fn from(queue: Queue) -> Self {
+        queue.fd
     }
 }
 

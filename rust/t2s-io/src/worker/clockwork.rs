@@ -2,10 +2,8 @@
 
 use std::fmt;
 
+use super::histogram::Histogram;
 use crate::sys::clock::thread_cpu_nanos;
-
-/// Buckets of the histogram: powers of two of microseconds, from 1 µs; the last takes all above 16 s.
-pub(super) const BUCKETS: usize = 26;
 
 /// Iterations between two looks at the thread's CPU clock, which is a real system call.
 const CPU_EVERY: u32 = 256;
@@ -65,9 +63,8 @@ pub(super) struct Clockwork {
     busy: Option<(u64, u64)>,
     /// Trims since work was done last.
     trims: u8,
-    pub(super) iterations: u64,
     pub(super) longest_wall: u64,
-    pub(super) histogram: [u64; BUCKETS],
+    pub(super) histogram: Histogram,
 }
 
 impl Clockwork {
@@ -82,9 +79,8 @@ impl Clockwork {
             since_cpu: 0,
             busy: None,
             trims: 0,
-            iterations: 0,
             longest_wall: 0,
-            histogram: [0; BUCKETS],
+            histogram: Histogram::default(),
         }
     }
 
@@ -140,10 +136,8 @@ impl Clockwork {
     /// The iteration ends.
     pub(super) fn end(&mut self, now: u64) -> Option<Alarm> {
         let wall = now.saturating_sub(self.started);
-        self.iterations += 1;
         self.longest_wall = self.longest_wall.max(wall);
-        let bucket = (u64::BITS - (wall / 1_000).leading_zeros()) as usize;
-        self.histogram[bucket.min(BUCKETS - 1)] += 1;
+        self.histogram.record(wall);
         if self.limit == 0 || wall <= self.limit {
             return None;
         }
@@ -188,7 +182,7 @@ mod tests {
         assert!(alarm.off_cpu > 1_000_000, "{alarm}");
         clockwork.start(now, true);
         assert!(clockwork.end(now + 1_000).is_none());
-        assert_eq!(clockwork.histogram[1], 1);
+        assert_eq!((clockwork.histogram.buckets[0], clockwork.histogram.count), (1, 2));
     }
 
     #[test]

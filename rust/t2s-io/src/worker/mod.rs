@@ -10,7 +10,9 @@
 
 mod clockwork;
 mod datagrams;
+mod histogram;
 mod lookup;
+mod patience;
 mod stats;
 mod streams;
 mod token;
@@ -24,7 +26,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError};
 use t2s_core::buf::Buf;
 use t2s_core::stack::{MAX_SLICES, Packet, Request, Stack};
 use t2s_core::stats::DropReason;
-use t2s_core::time::{Instant, MILLIS};
+use t2s_core::time::{Instant, MICROS, MILLIS};
 use t2s_core::wire::virtio::{self, VirtioNetHdr};
 
 use crate::config::TunnelConfig;
@@ -35,11 +37,14 @@ use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::epoll::{Epoll, Events, Interest};
 use crate::sys::event::Waker;
+use crate::sys::sched;
 use crate::tun::{Queue, VNET_HEADER};
 
 use clockwork::Clockwork;
 use datagrams::Datagrams;
+pub use histogram::Histogram;
 use lookup::Lookups;
+use patience::Patience;
 pub use stats::{FlowRow, TunnelStats, WorkerStats};
 use streams::Streams;
 use token::{Kind, Token};
@@ -73,7 +78,7 @@ pub(crate) const FOREIGN: usize = 1_024;
 pub(crate) enum Command {
     /// A copy of its counters.
     Stats(Sender<WorkerStats>),
-    /// A row for each of its TCP flows.
+    /// A row for each of its TCP flows and UDP sessions.
     Flows(Sender<Vec<FlowRow>>),
     /// End: at once when `grace` is 0, else when the flows are done or the time is up (nanoseconds).
     Stop {
@@ -151,6 +156,7 @@ pub(crate) struct Worker {
     stop_at: Option<Instant>,
     stats: WorkerStats,
     clockwork: Clockwork,
+    patience: Patience,
     now: Instant,
 }
 
@@ -167,6 +173,7 @@ impl Worker {
         epoll.add(&*waker, Interest::EDGE_IN, Token::new(Kind::Waker, 0, 0).bits())?;
         let route = shared.route.get();
         let limit = u64::from(shared.config.loop_limit_ms) * MILLIS;
+        let busy_poll = u64::from(shared.config.busy_poll_us) * MICROS;
         Ok(Self {
             index,
             stack,
@@ -191,6 +198,7 @@ impl Worker {
             stop_at: None,
             stats: WorkerStats::default(),
             clockwork: Clockwork::new(limit),
+            patience: Patience::new(busy_poll),
             now: clock(),
         })
     }
@@ -214,10 +222,11 @@ impl Worker {
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let timeout = self.timeout();
-        if timeout != Some(0) {
-            self.clockwork.rest();
+        if timeout == Some(0) {
+            self.epoll.wait(events, timeout)?;
+        } else {
+            self.rest(events, timeout)?;
         }
-        self.epoll.wait(events, timeout)?;
         self.now = clock();
         // A question from another thread alone is no work that leaves memory behind.
         let worked = events.iter().any(|event| Token::from_bits(event.token).kind() != Some(Kind::Waker));
@@ -261,6 +270,27 @@ impl Worker {
             self.stats.alarms += 1;
             self.say(Level::Warn, format_args!("event loop of worker {} took long: {alarm}", self.index));
         }
+        Ok(())
+    }
+
+    /// Waits for an event, at first by looking again and again where that has paid off lately.
+    fn rest(&mut self, events: &mut Events, timeout: Option<u64>) -> io::Result<()> {
+        self.clockwork.rest();
+        let began = clock();
+        let poll = self.patience.poll().min(timeout.unwrap_or(u64::MAX));
+        if poll > 0 {
+            loop {
+                self.epoll.wait(events, Some(0))?;
+                if !events.is_empty() || clock().since(began) >= poll {
+                    break;
+                }
+                sched::yield_now();
+            }
+        }
+        if poll == 0 || events.is_empty() {
+            self.epoll.wait(events, timeout)?;
+        }
+        self.patience.learn(clock().since(began), !events.is_empty());
         Ok(())
     }
 
@@ -329,6 +359,11 @@ impl Worker {
             let Some(mut buf) = self.scratch() else { break };
             buf.reset(HEADROOM);
             match self.queue.read(buf.spare_mut()) {
+                // No packet is empty: whatever an inherited descriptor leads to, its other end is gone.
+                Ok(0) => {
+                    self.keep(buf);
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 Ok(len) => {
                     bytes += len;
                     self.stats.device_reads += 1;

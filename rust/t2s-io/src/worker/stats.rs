@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use t2s_core::buf::PoolStats;
-use t2s_core::stack::{CloseReason, StackStats};
+use t2s_core::stack::{CloseReason, FlowInfo, StackStats};
 use t2s_core::stats::{DropCounts, DropReason};
+use t2s_core::udp::SessionInfo;
 
 use super::Worker;
-use super::clockwork::BUCKETS;
+use super::histogram::Histogram;
 use crate::dial::Failure;
 
 /// Counters of one worker since its start.
@@ -41,8 +42,12 @@ pub struct WorkerStats {
     pub dials: u64,
     /// Connections made.
     pub dials_done: u64,
-    /// From dialling to the proxy's answer, nanoseconds, summed over connections made.
-    pub dial_nanos: u64,
+    /// From dialling to the connection with the proxy.
+    pub connect_times: Histogram,
+    /// From dialling to the proxy's answer.
+    pub reply_times: Histogram,
+    /// From dialling to the target's first byte.
+    pub first_byte_times: Histogram,
     /// Connections that failed, by [`Failure::index`].
     pub failures: [u64; Failure::KINDS],
     /// Datagrams written to upstreams.
@@ -61,8 +66,8 @@ pub struct WorkerStats {
     pub iterations: u64,
     /// The longest of them, nanoseconds.
     pub iteration_max_ns: u64,
-    /// Iterations by duration: bucket `i` counts those of less than 2^i µs.
-    pub iteration_histogram: [u64; BUCKETS],
+    /// Iterations by duration.
+    pub iteration_times: Histogram,
     /// Iterations above the limit.
     pub alarms: u64,
 }
@@ -71,7 +76,7 @@ impl WorkerStats {
     /// A connection was made, so long after it was dialled.
     pub(super) fn connected(&mut self, nanos: u64) {
         self.dials_done += 1;
-        self.dial_nanos += nanos;
+        self.reply_times.record(nanos);
     }
 
     /// A connection failed.
@@ -80,21 +85,29 @@ impl WorkerStats {
     }
 }
 
-/// One TCP flow.
+/// One TCP flow or UDP session.
 #[derive(Clone, Debug, Serialize)]
 pub struct FlowRow {
     /// The worker that owns it.
     pub worker: usize,
+    /// Tells it from all others of its worker and protocol, past ones included.
+    pub id: u64,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
     /// The client's end.
     pub client: SocketAddr,
-    /// Where it goes.
+    /// Where it goes; of a UDP session, where its first datagram went.
     pub target: SocketAddr,
     /// Its TCP state.
-    pub state: &'static str,
-    /// Bytes taken from the client.
+    pub state: Option<&'static str>,
+    /// Payload bytes taken from the client.
     pub bytes_up: u64,
-    /// Bytes acknowledged by the client.
+    /// Payload bytes acknowledged by the client, or sent to it in datagrams.
     pub bytes_down: u64,
+    /// Bytes a second from the client, see [`crate::engine::Tunnel::flows`].
+    pub rate_up: f64,
+    /// Bytes a second to the client.
+    pub rate_down: f64,
     /// Age, nanoseconds.
     pub age_ns: u64,
     /// From SYN to the connection with the proxy, nanoseconds; 0: not yet.
@@ -168,6 +181,12 @@ pub struct TunnelStats {
     pub dials_done: u64,
     /// Mean time from dialling to the proxy's answer, nanoseconds.
     pub dial_mean_ns: u64,
+    /// From dialling to the connection with the proxy, over TCP flows.
+    pub connect_times: Histogram,
+    /// From dialling to the proxy's answer.
+    pub reply_times: Histogram,
+    /// From dialling to the target's first byte.
+    pub first_byte_times: Histogram,
     /// Connections that failed, by cause; causes that never occurred are left out.
     pub dial_failures: Vec<(&'static str, u64)>,
     /// Upstreams that broke while bytes flowed.
@@ -198,8 +217,8 @@ pub struct TunnelStats {
     pub iterations: u64,
     /// The longest of them, nanoseconds.
     pub iteration_max_ns: u64,
-    /// Iterations by duration: bucket `i` counts those of less than 2^i µs.
-    pub iteration_histogram: Vec<u64>,
+    /// Iterations by duration.
+    pub iteration_times: Histogram,
     /// Iterations above the limit.
     pub alarms: u64,
     /// Buffers handed out by the pool so far.
@@ -224,7 +243,6 @@ impl TunnelStats {
         let mut this = Self {
             uptime_s: uptime,
             workers: workers.len(),
-            iteration_histogram: vec![0; BUCKETS],
             pool_alloc: pool.alloc,
             pool_free: pool.free,
             pool_miss: pool.pool_miss,
@@ -235,7 +253,7 @@ impl TunnelStats {
             ..Self::default()
         };
         let (mut closed, mut drops) = ([0_u64; CloseReason::ALL.len()], DropCounts::default());
-        let (mut failures, mut dial_nanos) = ([0_u64; Failure::KINDS], 0);
+        let mut failures = [0_u64; Failure::KINDS];
         for worker in workers {
             let stack = &worker.stack;
             this.packets_in += stack.packets_in;
@@ -278,14 +296,16 @@ impl TunnelStats {
             this.iterations += worker.iterations;
             this.iteration_max_ns = this.iteration_max_ns.max(worker.iteration_max_ns);
             this.alarms += worker.alarms;
-            add(&mut this.iteration_histogram, &worker.iteration_histogram);
+            this.iteration_times.merge(&worker.iteration_times);
+            this.connect_times.merge(&worker.connect_times);
+            this.reply_times.merge(&worker.reply_times);
+            this.first_byte_times.merge(&worker.first_byte_times);
             add(&mut closed, &stack.flows_closed);
             add(&mut failures, &worker.failures);
             drops.merge(&stack.drops);
             drops.merge(&worker.drops);
-            dial_nanos += worker.dial_nanos;
         }
-        this.dial_mean_ns = dial_nanos.checked_div(this.dials_done).unwrap_or(0);
+        this.dial_mean_ns = this.reply_times.mean_ns();
         this.flows_closed = CloseReason::ALL.iter().map(|reason| reason.name()).zip(closed).collect();
         let named = drops.iter().map(|(reason, count): (DropReason, u64)| (reason.name(), count));
         this.drops = named.filter(|&(_, count)| count > 0).collect();
@@ -305,32 +325,53 @@ impl Worker {
     pub(super) fn snapshot(&self) -> WorkerStats {
         WorkerStats {
             stack: self.stack.stats(),
-            iterations: self.clockwork.iterations,
+            iterations: self.clockwork.histogram.count,
             iteration_max_ns: self.clockwork.longest_wall,
-            iteration_histogram: self.clockwork.histogram,
+            iteration_times: self.clockwork.histogram.clone(),
             ..self.stats.clone()
         }
     }
 
-    /// A row for each TCP flow.
+    /// A row for each TCP flow and each UDP session; their rates are the asker's to fill in.
     pub(super) fn flow_rows(&self) -> Vec<FlowRow> {
         let now = self.now.nanos();
-        let row = |flow: t2s_core::stack::FlowInfo| {
+        let flow = |flow: FlowInfo| {
             let phases = self.streams.phases(flow.id);
             let after = |at: u64| if at == 0 { 0 } else { at.saturating_sub(flow.opened_at).max(1) };
             FlowRow {
                 worker: self.index,
+                id: flow.id.to_bits(),
+                protocol: "tcp",
                 client: flow.client,
                 target: flow.target,
-                state: flow.state.name(),
+                state: Some(flow.state.name()),
                 bytes_up: flow.bytes_up,
                 bytes_down: flow.bytes_down,
+                rate_up: 0.0,
+                rate_down: 0.0,
                 age_ns: now.saturating_sub(flow.opened_at),
                 connect_ns: after(phases[1]),
                 reply_ns: after(phases[2]),
                 first_byte_ns: after(phases[3]),
             }
         };
-        self.stack.flows().into_iter().map(row).collect()
+        let session = |session: SessionInfo| FlowRow {
+            worker: self.index,
+            id: session.id.to_u64(),
+            protocol: "udp",
+            client: session.client,
+            target: session.target,
+            state: None,
+            bytes_up: session.bytes_up,
+            bytes_down: session.bytes_down,
+            rate_up: 0.0,
+            rate_down: 0.0,
+            age_ns: self.now.since(session.opened_at),
+            connect_ns: 0,
+            reply_ns: 0,
+            first_byte_ns: 0,
+        };
+        let flows = self.stack.flows().into_iter().map(flow);
+        flows.chain(self.stack.sessions().into_iter().map(session)).collect()
     }
 }

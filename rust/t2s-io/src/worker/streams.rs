@@ -10,7 +10,7 @@ use t2s_core::buf::CLASSES;
 use t2s_core::stack::{CloseReason, FlowId, Refusal};
 
 use super::token::{Kind, Token};
-use super::{HEADROOM, Worker};
+use super::{HEADROOM, Worker, WorkerStats};
 use crate::dial::{Attempt, Failure, Progress, Target};
 use crate::log::Level;
 use crate::sys::epoll::{Event, Interest};
@@ -63,6 +63,16 @@ pub(super) struct Stream {
     eof: bool,
     /// When it was dialled, connected, answered and first heard of, nanoseconds of the worker's clock; 0: not yet.
     pub(super) phases: [u64; 4],
+}
+
+impl Stream {
+    /// Bytes of the target came; only the first time counts.
+    fn first_byte(&mut self, now: u64, stats: &mut WorkerStats) {
+        if self.phases[3] == 0 {
+            self.phases[3] = now;
+            stats.first_byte_times.record(now.saturating_sub(self.phases[0]));
+        }
+    }
 }
 
 /// All upstreams of a worker, by the index of their flow.
@@ -204,6 +214,7 @@ impl Worker {
         let progress = attempt.advance(stream.fd.as_fd());
         if attempt.is_connected() && stream.phases[1] == 0 {
             stream.phases[1] = self.now.nanos();
+            self.stats.connect_times.record(stream.phases[1].saturating_sub(stream.phases[0]));
         }
         match progress {
             Progress::Waiting => {}
@@ -220,6 +231,9 @@ impl Worker {
                 let spent = stream.phases[2].saturating_sub(stream.phases[0]);
                 self.stats.connected(spent);
                 self.stack.connected(self.now, flow);
+                if !done.early.is_empty() {
+                    stream.first_byte(self.now.nanos(), &mut self.stats);
+                }
                 if !done.early.is_empty()
                     && let Some(mut buf) = self.stack.alloc(done.early.len(), HEADROOM)
                 {
@@ -384,9 +398,7 @@ impl Worker {
                 }
                 Ok(len) => {
                     self.stats.upstream_reads += 1;
-                    if stream.phases[3] == 0 {
-                        stream.phases[3] = self.now.nanos();
-                    }
+                    stream.first_byte(self.now.nanos(), &mut self.stats);
                     // A short read of a stream means that there is no more, unless its end is already known.
                     let drained = len < want && !stream.ended;
                     if drained {

@@ -1,0 +1,1 @@
+"""The measuring rig: tunnels beside a client without any, through one SOCKS5 server, in two network namespaces."""
