@@ -350,7 +350,7 @@ fn the_client_learns_of_a_broken_upstream() {
 fn super_segments_that_the_device_refuses_come_again_as_plain_packets() {
     let mut bench = Bench::new(|config| config.offload.tso = true);
     let (flow, mut peer) = bench.open(CLIENT, SERVER);
-    let sent: Vec<u8> = (0..40_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..40_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let data = bench.buf(&sent);
     assert!(bench.stack.upstream_data(bench.now, flow, data).is_ok());
     assert!(bench.packets().iter().any(|packet| packet.len() > 1_500), "none was a super-segment");
