@@ -51,7 +51,7 @@ def execute(
 
     try:
         settings = load(given | {"auto_route": False}, config, os.environ)
-        words = executor.Command(words=command, dns_server=executor.check_server(settings.dns_server))
+        words = executor.Command(words=command, dns_server=executor.check_server(settings.tunnel.dns_server))
         tunnel = settings.tunnel
         if tunnel.log_level is None:
             tunnel = replace(tunnel, log_level=LOG_LEVEL)

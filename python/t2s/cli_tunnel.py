@@ -58,7 +58,16 @@ def run(
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
     user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
-    dns: Annotated[str | None, typer.Option(help="direct, or over-tcp.")] = None,
+    dns: Annotated[str | None, typer.Option(help="direct, over-tcp or fake-ip.")] = None,
+    fake_ip_v4: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    fake_ip_v6: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    dns_address: Annotated[
+        str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")
+    ] = None,
+    dns_hijack: Annotated[
+        bool | None, typer.Option("--dns-hijack/--no-dns-hijack", help="It is one at every address.")
+    ] = None,
+    dns_server: Annotated[str | None, typer.Option(help="For queries to it that it does not answer itself.")] = None,
     accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
     congestion: Annotated[str | None, typer.Option(help="cubic or newreno, towards clients.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")] = None,

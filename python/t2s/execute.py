@@ -105,6 +105,9 @@ def _serve(
     try:
         # The user stays: whoever gives up the command's user can no longer send it signals.
         inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or DNS_MODE, user=None)
+        if inside.dns == "fake-ip":
+            # Whichever resolver the command asks, the tunnel answers.
+            inside = replace(inside, dns_hijack=True)
         tunnel = Tunnel(inside)
     finally:
         os.close(fd)

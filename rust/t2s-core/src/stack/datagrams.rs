@@ -159,7 +159,8 @@ impl Inner {
         }
         let mut disposition = Disposition::Accepted;
         for part in packet.buf.as_slice().chunks(size) {
-            let Ok(copy) = self.pool.alloc_copy(part, 0) else {
+            // With room for a relay's header, as a packet of its own has.
+            let Ok(copy) = self.pool.alloc_copy(part, DATAGRAM_HEADROOM) else {
                 self.stats.drops.add(DropReason::PoolExhausted);
                 disposition = Disposition::Dropped(DropReason::PoolExhausted);
                 break;

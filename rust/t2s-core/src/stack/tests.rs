@@ -477,6 +477,7 @@ fn a_super_datagram_is_cut() {
     let mut sizes = Vec::new();
     while let Some((_, payload)) = bench.stack.pop_datagram(session) {
         sizes.push(payload.len());
+        assert!(payload.headroom() >= crate::socks5::udp_header::HEADER_MAX);
         bench.stack.free(payload);
     }
     assert_eq!(sizes, [1_000, 1_000, 500]);

@@ -138,6 +138,17 @@ pub fn set_mtu(name: &str, mtu: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets how many packets an interface's queue holds; needs `CAP_NET_ADMIN`.
+pub fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
+    let mut request = request(name)?;
+    // `ifr_qlen` is another name for this integer of the union.
+    request.ifr_ifru.ifru_metric = packets as libc::c_int;
+    let socket = control_socket()?;
+    // SAFETY: the control reads name and length.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN as _, &raw const request) })?;
+    Ok(())
+}
+
 /// Sets an interface up; needs `CAP_NET_ADMIN`.
 pub fn set_up(name: &str) -> io::Result<()> {
     let mut request = request(name)?;

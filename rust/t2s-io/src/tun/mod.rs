@@ -23,6 +23,9 @@ use features::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR};
 pub const MTU_OFFLOAD: u16 = 8_500;
 /// MTU of a device without offload when none was asked for, bytes.
 pub const MTU_PLAIN: u16 = 1_500;
+/// Packets that a device's queue holds. The kernel's 500 overflow with a few hundred busy connections, and what is lost
+/// there hits the weakest again and again until it stands still. Windows bound what is really queued.
+const QUEUE_LEN: u32 = 10_000;
 /// Smallest MTU, bytes: what IPv6 needs (RFC 8200, section 5).
 pub const MTU_MIN: u16 = 1_280;
 /// Queues the kernel has for one device (`MAX_TAP_QUEUES` in `drivers/net/tun.c`).
@@ -152,6 +155,8 @@ impl Device {
                 error,
             })?;
         }
+        // Without the right to do so the queue stays as it is.
+        let _ = sys::tun::set_queue_len(&name, QUEUE_LEN);
         if config.up {
             sys::tun::set_up(&name).map_err(|error| OpenError::Setting {
                 what: "the up flag",

@@ -8,10 +8,12 @@
 //! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
 //! so that a flow costs one `epoll_ctl` in its life.
 
+mod aliases;
 mod clockwork;
 mod datagrams;
 mod histogram;
 mod lookup;
+mod names;
 mod patience;
 mod stats;
 mod streams;
@@ -33,6 +35,7 @@ use crate::config::TunnelConfig;
 use crate::dial::Route;
 use crate::dial::resolve::SharedRoute;
 use crate::log::{Level, Logger};
+use crate::resolver::Resolver;
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::epoll::{Epoll, Events, Interest};
@@ -110,6 +113,8 @@ pub(crate) struct Shared {
     pub(crate) resolving: AtomicBool,
     /// It was said that the proxy carries no UDP.
     pub(crate) udp_refusal_told: AtomicBool,
+    /// Answers queries, and knows what fake addresses stand for.
+    pub(crate) resolver: Resolver,
 }
 
 /// What a worker is made of.
