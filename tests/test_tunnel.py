@@ -200,6 +200,16 @@ def test_exit_codes_of_what_does_not_start():
         assert SECRET not in result.output
 
 
+def test_counters_in_a_file_are_whole_and_its_trouble_is_named(tmp_path):
+    path = tmp_path / "counters.json"
+    cli_tunnel._save({"flows": 1}, path)
+    cli_tunnel._save({"flows": 2}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"flows": 2}
+    assert [item.name for item in tmp_path.iterdir()] == ["counters.json"]
+    with pytest.raises(ConfigError, match=r"stats_file: .*No such file"):
+        cli_tunnel._save({}, tmp_path / "none" / "counters.json")
+
+
 def test_a_summary_says_rates():
     zero = {"bytes_up": 0, "bytes_down": 0, "flows": 1, "flows_opened": 2, "sessions": 3, "datagrams_up": 4}
     zero |= {"datagrams_down": 5, "drops": {"bad_version": 6}, "dial_failures": {}}

@@ -55,6 +55,7 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     "flows_refused": ("flows_refused", "TCP flows whose upstream refused.", {}, 1),
     "flows_evicted": ("flows_evicted", "TCP flows that made room for others.", {}, 1),
     "sessions_opened": ("udp_sessions_opened", "UDP sessions opened.", {}, 1),
+    "sessions_evicted": ("udp_sessions_evicted", "UDP sessions that made room for others.", {}, 1),
     "datagrams_up": ("datagrams", "Datagrams to (up) and from (down) upstreams.", {"direction": "up"}, 1),
     "datagrams_down": ("datagrams", "", {"direction": "down"}, 1),
     "datagrams_lost": ("datagrams_lost", "Datagrams lost at upstreams.", {}, 1),

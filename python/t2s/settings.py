@@ -36,6 +36,8 @@ class RunSettings:
     tunnel: TunnelConfig
     stats: float | None = None
     """A line of counters every so many seconds."""
+    stats_file: Path | None = None
+    """Where all counters stand as JSON: from the start, as often as `stats` says, and at the end."""
     grace: float = GRACE_S
     """Time for open flows after a signal, seconds."""
     routes: RouteSettings | None = None
@@ -50,6 +52,7 @@ class _Own:
 
     credentials_file: str | None = None
     stats: float | None = None
+    stats_file: str | None = None
     grace: float | None = None
     auto_route: bool | None = None
     exclude: list[str] | None = None
@@ -83,6 +86,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
         tunnel=TunnelConfig.from_mapping(merged),
         routes=routes,
         stats=own["stats"],
+        stats_file=None if own["stats_file"] is None else Path(own["stats_file"]),
         grace=GRACE_S if own["grace"] is None else own["grace"],
         metrics=None if own["metrics"] is None else listen_address("metrics", own["metrics"]),
     )

@@ -323,6 +323,9 @@ impl TunnelConfig {
                 },
                 connect_timeout: u64::from(self.connect_timeout) * SECONDS,
                 idle_timeout: u64::from(self.tcp_idle_timeout) * SECONDS,
+                // Half-closed is open: who may still speak may be silent for as long as on any other flow. The short limit
+                // is for hosts whose own application is gone.
+                fin_wait2: u64::from(self.tcp_idle_timeout) * SECONDS,
                 ..base.tcp.clone()
             },
             // One turn of a worker may bring a whole batch of one client before its upstream gets its share.
@@ -375,6 +378,13 @@ mod tests {
         assert!(told(r#"{"proxy": "direct://", "mtu": 70000}"#).starts_with("mtu: "));
         assert_eq!(told(r#"{"proxy": "direct://", "password": 70143}"#), "password: is not a string");
         assert_eq!(told(r#"{"proxy": "direct://", "password": "x"}"#), "password: needs a username");
+    }
+
+    #[test]
+    fn a_half_closed_flow_may_be_idle_as_long_as_an_open_one() {
+        let config = TunnelConfig { proxy: "direct://".into(), tcp_idle_timeout: 600, ..TunnelConfig::default() };
+        let tcp = config.stack(1500, Offload::default(), Secrets::fixed(1), Kernel::auto()).tcp;
+        assert_eq!((tcp.idle_timeout, tcp.fin_wait2), (600 * SECONDS, 600 * SECONDS));
     }
 
     #[test]

@@ -347,6 +347,33 @@ fn the_client_learns_of_a_broken_upstream() {
 }
 
 #[test]
+fn super_segments_that_the_device_refuses_come_again_as_plain_packets() {
+    let mut bench = Bench::new(|config| config.offload.tso = true);
+    let (flow, mut peer) = bench.open(CLIENT, SERVER);
+    let sent: Vec<u8> = (0..40_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    let data = bench.buf(&sent);
+    assert!(bench.stack.upstream_data(bench.now, flow, data).is_ok());
+    assert!(bench.packets().iter().any(|packet| packet.len() > 1_500), "none was a super-segment");
+    // All of them are lost: the device has answered EINVAL.
+    bench.stack.drop_offload();
+    let mut got = Vec::new();
+    for _ in 0..100 {
+        bench.pass(200 * MILLIS);
+        for packet in bench.packets() {
+            assert!(packet.len() <= 1_500);
+            let (segment, payload) = parse_tcp(&packet);
+            if segment.seq == peer.ack {
+                peer.ack += payload.len() as u32;
+                got.extend(payload);
+            }
+        }
+        bench.feed(&peer.segment(Flags::ACK, b""));
+    }
+    assert_eq!(got, sent);
+    bench.shut_down();
+}
+
+#[test]
 fn a_flood_of_syns_is_bounded() {
     let mut bench = Bench::new(|config| {
         config.max_pending_connects = 100;

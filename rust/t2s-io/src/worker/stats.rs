@@ -165,6 +165,8 @@ pub struct TunnelStats {
     pub sessions: u64,
     /// UDP sessions opened.
     pub sessions_opened: u64,
+    /// UDP sessions that made room for others.
+    pub sessions_evicted: u64,
     /// Datagrams from clients to upstreams.
     pub datagrams_up: u64,
     /// Datagrams from upstreams to clients.
@@ -288,6 +290,7 @@ impl TunnelStats {
             this.pending += stack.pending;
             this.sessions += stack.sessions;
             this.sessions_opened += stack.sessions_opened;
+            this.sessions_evicted += stack.sessions_evicted;
             this.datagrams_up += worker.datagrams_up;
             this.datagrams_down += worker.datagrams_down;
             this.datagrams_lost += worker.datagrams_lost;
