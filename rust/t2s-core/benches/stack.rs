@@ -1,5 +1,6 @@
 //! The whole path of a packet through the stack, without threads and devices: small TCP segments over few and many
-//! flows, small datagrams, and connections that open and end. The client's side costs a copy and a checksum update.
+//! flows, small datagrams, and sessions and connections that open and end. The client's side costs a copy and a
+//! checksum update.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -123,6 +124,13 @@ fn segment(client: SocketAddr, flags: Flags, seq: u32, ack: SeqNumber, payload: 
     packet(client, protocol::TCP, out)
 }
 
+fn datagram(client: SocketAddr) -> Vec<u8> {
+    let mut out = vec![0; 8];
+    UdpRepr { src_port: client.port(), dst_port: server().port(), payload_len: 6 }.emit(&mut out);
+    out.extend_from_slice(b"abcdef");
+    packet(client, protocol::UDP, out)
+}
+
 /// Advances the sequence number of a packet in place (RFC 1624).
 fn advance(packet: &mut [u8], by: u32) {
     let field = |packet: &[u8], at: usize| u32::from_be_bytes(packet[at..at + 4].try_into().expect("four bytes"));
@@ -181,17 +189,30 @@ fn datagrams(c: &mut Criterion) {
     let mut group = c.benchmark_group("stack/udp_small");
     group.throughput(Throughput::Elements(BATCH as u64));
     let mut bench = Bench::new();
-    let packets: Vec<_> = (0..1_024)
-        .map(|index| {
-            let client = client(index);
-            let mut out = vec![0; 8];
-            UdpRepr { src_port: client.port(), dst_port: server().port(), payload_len: 6 }.emit(&mut out);
-            out.extend_from_slice(b"abcdef");
-            packet(client, protocol::UDP, out)
-        })
-        .collect();
+    let packets: Vec<_> = (0..1_024).map(|index| datagram(client(index))).collect();
     let mut next = 0;
     group.bench_function("1024_sessions", |b| {
+        b.iter(|| {
+            for _ in 0..BATCH {
+                bench.add(&packets[next]);
+                next = (next + 1) % packets.len();
+            }
+            bench.turn(|_| {})
+        });
+    });
+    assert_eq!(bench.stack.stats().drops.total(), 0);
+    group.finish();
+}
+
+/// Each datagram from a client that has no session any more: at the cap, one ends for it.
+fn sessions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("stack/udp_churn");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    let mut bench = Bench::new();
+    let packets: Vec<_> =
+        (0..2 * Config::default().max_udp_sessions as usize).map(|index| datagram(client(index))).collect();
+    let mut next = 0;
+    group.bench_function("at_the_cap", |b| {
         b.iter(|| {
             for _ in 0..BATCH {
                 bench.add(&packets[next]);
@@ -234,5 +255,5 @@ fn churn(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, segments, datagrams, churn);
+criterion_group!(benches, segments, datagrams, sessions, churn);
 criterion_main!(benches);

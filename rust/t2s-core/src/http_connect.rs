@@ -6,7 +6,7 @@
 
 use core::fmt;
 
-use crate::socks5::{Address, Credentials};
+use crate::socks5::{Address, Credentials, Outbox};
 
 /// Longest header of an answer, bytes: what common HTTP servers allow for all fields.
 pub const HEAD_MAX: usize = 8_192;
@@ -52,8 +52,7 @@ enum State {
 /// A handshake with a proxy.
 pub struct HttpConnect {
     state: State,
-    out: Vec<u8>,
-    sent: usize,
+    out: Outbox,
     /// The answer's header so far.
     head: Vec<u8>,
 }
@@ -76,18 +75,18 @@ impl HttpConnect {
             out.extend_from_slice(b"\r\n");
         }
         out.extend_from_slice(b"\r\n");
-        Ok(Self { state: State::Waiting, out, sent: 0, head: Vec::new() })
+        Ok(Self { state: State::Waiting, out: out.into(), head: Vec::new() })
     }
 
     /// Bytes to be sent to the proxy now; report what was taken with [`HttpConnect::handle_sent`].
     #[must_use]
     pub fn poll_transmit(&self) -> Option<&[u8]> {
-        self.out.get(self.sent..).filter(|rest| !rest.is_empty())
+        self.out.rest()
     }
 
     /// `n` more bytes were sent.
     pub fn handle_sent(&mut self, n: usize) {
-        self.sent = (self.sent + n).min(self.out.len());
+        self.out.handle_sent(n);
     }
 
     /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the tunnel (there are some

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod fragment;
 pub mod http_connect;
 pub mod icmp;
+mod index;
 mod order;
 pub mod reassembly;
 pub mod socks5;

@@ -14,11 +14,10 @@
 use core::net::SocketAddr;
 
 use ahash::RandomState;
-use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 
 use crate::buf::{Buf, PoolCache};
 use crate::config::UdpConfig;
+use crate::index::Index;
 use crate::order::Order;
 use crate::stats::DropReason;
 use crate::time::Instant;
@@ -158,7 +157,7 @@ pub struct Sessions {
     capacity: u32,
     hasher: RandomState,
     /// Client to slot; keys stand in the slots.
-    by_client: HashTable<u32>,
+    by_client: Index,
     slots: Vec<Slot>,
     free_slots: Vec<u32>,
     /// In order of last use, indexed by [`Class`].
@@ -180,7 +179,7 @@ impl Sessions {
             // The last index means "none".
             capacity: capacity.min(NONE - 1),
             hasher: RandomState::with_seeds(a, b, c, d),
-            by_client: HashTable::with_capacity(reserved),
+            by_client: Index::with_room(reserved),
             slots: Vec::with_capacity(reserved),
             free_slots: Vec::new(),
             used: [Order::default(), Order::default()],
@@ -198,7 +197,7 @@ impl Sessions {
 
     /// Whether no session is open.
     pub fn is_empty(&self) -> bool {
-        self.by_client.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of buffers that wait over all sessions.
@@ -240,8 +239,7 @@ impl Sessions {
     #[inline]
     pub fn lookup(&self, client: SocketAddr) -> Option<SessionId> {
         let client = plain(client);
-        let index = *self.by_client.find(self.hasher.hash_one(client), |&index| self.is_client(index, client))?;
-        Some(SessionId { index, generation: self.slots.get(index as usize)?.generation })
+        self.find(self.hasher.hash_one(client), client)
     }
 
     /// The session of a client, opened if it has none; at the cap the session that was idle longest is closed for it.
@@ -254,7 +252,9 @@ impl Sessions {
         target: SocketAddr,
         pool: &mut PoolCache,
     ) -> Result<Opened, DropReason> {
-        if let Some(id) = self.lookup(client) {
+        let client = plain(client);
+        let hash = self.hasher.hash_one(client);
+        if let Some(id) = self.find(hash, client) {
             return Ok(Opened { id, fresh: false, evicted: None });
         }
         if self.capacity == 0 {
@@ -267,7 +267,6 @@ impl Sessions {
             self.stats.evicted += 1;
             evicted = self.close(id, pool);
         }
-        let client = plain(client);
         let index = self.take_slot();
         let class = if target.port() == DNS_PORT { Class::Dns } else { Class::Any };
         let Some(slot) = self.slots.get_mut(index as usize) else { return Err(DropReason::FlowTableFull) };
@@ -278,17 +277,7 @@ impl Sessions {
         (slot.bytes_up, slot.bytes_down, slot.opened_at) = (0, 0, now);
         let id = SessionId { index, generation: slot.generation };
         self.used[class as usize].push(index);
-        let (hasher, slots) = (&self.hasher, &self.slots);
-        let client_of = |index: &u32| slots.get(*index as usize).and_then(|slot| slot.client);
-        match self.by_client.entry(
-            hasher.hash_one(client),
-            |index| client_of(index) == Some(client),
-            |index| hasher.hash_one(client_of(index).unwrap_or(client)),
-        ) {
-            // Looked up above: it is vacant.
-            Entry::Occupied(mut entry) => *entry.get_mut() = index,
-            Entry::Vacant(entry) => drop(entry.insert(index)),
-        }
+        self.by_client.insert(hash, index);
         self.stats.opened += 1;
         Ok(Opened { id, fresh: true, evicted })
     }
@@ -390,9 +379,7 @@ impl Sessions {
         }
         self.used[class as usize].remove(id.index);
         let hash = self.hasher.hash_one(client);
-        if let Ok(entry) = self.by_client.find_entry(hash, |&index| index == id.index) {
-            let _ = entry.remove();
-        }
+        self.by_client.remove(hash, |index| index == id.index);
         let slot = self.slots.get_mut(id.index as usize)?;
         (slot.client, slot.target) = (None, None);
         slot.generation = slot.generation.wrapping_add(1);
@@ -430,8 +417,12 @@ impl Sessions {
         self.slots.get(id.index as usize).filter(|slot| slot.generation == id.generation && slot.client.is_some())
     }
 
-    fn is_client(&self, index: u32, client: SocketAddr) -> bool {
-        self.slots.get(index as usize).is_some_and(|slot| slot.client == Some(client))
+    /// The session of a client (without parts that do not identify it) under its hash.
+    #[inline]
+    fn find(&self, hash: u64, client: SocketAddr) -> Option<SessionId> {
+        let is_client = |index: u32| self.slots.get(index as usize).is_some_and(|slot| slot.client == Some(client));
+        let index = self.by_client.find(hash, is_client)?;
+        Some(SessionId { index, generation: self.slots.get(index as usize)?.generation })
     }
 
     fn timeout(&self, class: Class) -> u64 {

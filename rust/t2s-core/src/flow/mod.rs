@@ -2,8 +2,8 @@
 //!
 //! A worker owns a shard and holds its lock for a batch of packets ([`FlowMap::lock`]), so nothing on the path waits; the
 //! lock is there for the others: statistics, and packets that the kernel steered to another queue. The hash is keyed with
-//! secrets from the configuration, so that clients cannot choose collisions. A shard is an open-addressing table made for
-//! steady churn: see `table`.
+//! secrets from the configuration, so that clients cannot choose collisions. A shard is a dense array under an
+//! index made for steady churn: see `index`.
 //!
 //! Promises:
 //! * at most `capacity / shards` (rounded up) flows a shard; beyond, an insertion is refused, counted, and changes

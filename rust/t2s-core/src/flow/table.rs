@@ -1,10 +1,4 @@
-//! The table of one shard: an index with open addressing over a dense array of flows.
-//!
-//! The index holds one word a slot: 32 bits of the hash, and where the flow stands. Its slots are probed one after the
-//! other, eight to a cache line, and the hash bits do what control bytes do elsewhere: a flow's own memory is touched
-//! only when they agree. A removal moves the following slots back (the hash bits say how far), so there are no
-//! tombstones, and the table never has to rehash. That is why it is not `hashbrown`: its deletions leave tombstones,
-//! which under the steady churn of flows gather at any load until a rehash of everything stalls a packet.
+//! The table of one shard: an [`Index`] over a dense array of flows.
 //!
 //! Flows keep their place while they live, so a sweep can go on where it ended. Nothing is allocated after `new`, and
 //! memory becomes resident as flows use it.
@@ -12,6 +6,7 @@
 use std::ops::Range;
 
 use super::{FlowKey, TableFull};
+use crate::index::Index;
 use crate::time::Instant;
 
 /// A flow, or a vacant place (without a value). On one cache line (with a small `V`), so that a lookup among many flows
@@ -24,13 +19,10 @@ struct Flow<V> {
     value: Option<V>,
 }
 
-/// An empty slot of the index; others hold `hash bits << 32 | place + 1`.
-const EMPTY: u64 = 0;
-
 /// See the module.
 pub(super) struct Table<V> {
-    /// A power of two, of which at most two thirds are in use.
-    index: Box<[u64]>,
+    /// Keys stand in the flows.
+    index: Index,
     flows: Vec<Flow<V>>,
     /// Places of `flows` without a value.
     vacant: Vec<u32>,
@@ -40,31 +32,12 @@ pub(super) struct Table<V> {
     sweep: usize,
 }
 
-/// The hash bits that a slot keeps.
-#[inline]
-fn bits(hash: u64) -> u32 {
-    hash as u32
-}
-
-#[inline]
-fn slot_bits(slot: u64) -> u32 {
-    (slot >> 32) as u32
-}
-
-/// The place that a slot names; the slot is not empty.
-#[inline]
-fn slot_place(slot: u64) -> usize {
-    slot as u32 as usize - 1
-}
-
 impl<V> Table<V> {
     /// A table for `limit` flows (at most 2^31).
     pub(super) fn new(limit: usize) -> Self {
         let limit = limit.min(1 << 31);
-        let slots = (limit + limit / 2 + 1).next_power_of_two();
         Self {
-            // Zeroed by the system: no page is touched yet.
-            index: vec![EMPTY; slots].into_boxed_slice(),
+            index: Index::with_room(limit),
             flows: Vec::with_capacity(limit),
             vacant: Vec::with_capacity(limit),
             limit,
@@ -73,7 +46,7 @@ impl<V> Table<V> {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.flows.len() - self.vacant.len()
+        self.index.len()
     }
 
     /// Places that were ever used: the range of [`Self::range`].
@@ -81,43 +54,22 @@ impl<V> Table<V> {
         self.flows.len()
     }
 
+    /// The place of a flow.
     #[inline]
-    fn mask(&self) -> usize {
-        self.index.len() - 1
-    }
-
-    /// The slot and the place of a flow.
-    #[inline]
-    fn find(&self, hash: u64, key: &FlowKey) -> Option<(usize, usize)> {
-        let bits = bits(hash);
-        let mask = self.mask();
-        let mut at = bits as usize & mask;
-        // Ends: a third of the slots is empty.
-        loop {
-            let slot = self.index[at];
-            if slot == EMPTY {
-                return None;
-            }
-            if slot_bits(slot) == bits {
-                let place = slot_place(slot);
-                if self.flows[place].key == *key {
-                    return Some((at, place));
-                }
-            }
-            at = (at + 1) & mask;
-        }
+    fn find(&self, hash: u64, key: &FlowKey) -> Option<usize> {
+        self.index.find(hash, |place| self.flows[place as usize].key == *key).map(|place| place as usize)
     }
 
     #[inline]
     pub(super) fn get(&self, hash: u64, key: &FlowKey) -> Option<&V> {
-        let (_, place) = self.find(hash, key)?;
+        let place = self.find(hash, key)?;
         self.flows[place].value.as_ref()
     }
 
     /// The value, writable; `touch` marks the flow as used.
     #[inline]
     pub(super) fn get_mut(&mut self, hash: u64, key: &FlowKey, touch: Option<Instant>) -> Option<&mut V> {
-        let (_, place) = self.find(hash, key)?;
+        let place = self.find(hash, key)?;
         let flow = &mut self.flows[place];
         flow.touched = touch.unwrap_or(flow.touched);
         flow.value.as_mut()
@@ -125,7 +77,7 @@ impl<V> Table<V> {
 
     pub(super) fn insert(&mut self, hash: u64, key: FlowKey, value: V, now: Instant) -> Result<Option<V>, TableFull> {
         let flow = Flow { key, touched: now, value: Some(value) };
-        if let Some((_, place)) = self.find(hash, &key) {
+        if let Some(place) = self.find(hash, &key) {
             return Ok(std::mem::replace(&mut self.flows[place], flow).value);
         }
         if self.len() >= self.limit {
@@ -138,41 +90,14 @@ impl<V> Table<V> {
             self.flows.push(flow);
             self.flows.len() as u32 - 1
         };
-        let mask = self.mask();
-        let mut at = bits(hash) as usize & mask;
-        while self.index[at] != EMPTY {
-            at = (at + 1) & mask;
-        }
-        self.index[at] = u64::from(bits(hash)) << 32 | u64::from(place + 1);
+        self.index.insert(hash, place);
         Ok(None)
     }
 
     pub(super) fn remove(&mut self, hash: u64, key: &FlowKey) -> Option<V> {
-        let (at, place) = self.find(hash, key)?;
-        self.close_gap(at);
-        self.vacant.push(place as u32);
-        self.flows[place].value.take()
-    }
-
-    /// Empties a slot and moves back those behind it that a probe would otherwise no longer reach.
-    fn close_gap(&mut self, slot: usize) {
-        let mask = self.mask();
-        let mut gap = slot;
-        let mut at = slot;
-        loop {
-            at = (at + 1) & mask;
-            let slot = self.index[at];
-            if slot == EMPTY {
-                break;
-            }
-            let home = slot_bits(slot) as usize & mask;
-            // It may move if its home is not between the gap and where it stands.
-            if at.wrapping_sub(home) & mask >= at.wrapping_sub(gap) & mask {
-                self.index[gap] = slot;
-                gap = at;
-            }
-        }
-        self.index[gap] = EMPTY;
+        let place = self.index.remove(hash, |place| self.flows[place as usize].key == *key)?;
+        self.vacant.push(place);
+        self.flows[place as usize].value.take()
     }
 
     /// The flows in a range of places.
@@ -206,24 +131,15 @@ impl<V> Table<V> {
         removed
     }
 
-    /// The longest way from a flow's home to its slot; asserts that every flow can be reached.
+    /// See [`Index::longest_probe`].
     #[cfg(test)]
     pub(super) fn longest_probe(&self) -> usize {
-        let mask = self.mask();
-        let used = self.index.iter().filter(|&&slot| slot != EMPTY).count();
-        assert_eq!(used, self.len(), "one slot a flow");
-        let probe = |(at, &slot): (usize, &u64)| {
-            let home = slot_bits(slot) as usize & mask;
-            let steps = at.wrapping_sub(home) & mask;
-            assert!((0..steps).all(|step| self.index[(home + step) & mask] != EMPTY), "no gap on the way");
-            steps
-        };
-        self.index.iter().enumerate().filter(|&(_, &slot)| slot != EMPTY).map(probe).max().unwrap_or(0)
+        self.index.longest_probe()
     }
 
     /// Reserved memory: it must never change.
     #[cfg(test)]
     pub(super) fn reserved(&self) -> (usize, usize, usize) {
-        (self.index.len(), self.flows.capacity(), self.vacant.capacity())
+        (self.index.slots(), self.flows.capacity(), self.vacant.capacity())
     }
 }

@@ -14,10 +14,10 @@
 use core::net::IpAddr;
 
 use ahash::RandomState;
-use hashbrown::HashTable;
 
 use crate::buf::{Buf, PoolCache};
 use crate::config::{FragmentLimits, ReassemblyMode};
+use crate::index::Index;
 use crate::order::Order;
 use crate::stats::{DropCounts, DropReason};
 use crate::time::Instant;
@@ -113,7 +113,7 @@ pub struct FragmentReassembler {
     limits: FragmentLimits,
     bounded: bool,
     hasher: RandomState,
-    by_key: HashTable<u32>,
+    by_key: Index,
     datagrams: Vec<Datagram>,
     free: Vec<u32>,
     /// By age, which is the order of deadlines too.
@@ -130,7 +130,7 @@ impl FragmentReassembler {
             limits,
             bounded: mode == ReassemblyMode::Bounded,
             hasher: RandomState::with_seeds(a, b, c, d),
-            by_key: HashTable::new(),
+            by_key: Index::with_room(0),
             datagrams: Vec::new(),
             free: Vec::new(),
             age: Order::default(),
@@ -199,8 +199,8 @@ impl FragmentReassembler {
     }
 
     fn find(&self, key: &Key) -> Option<u32> {
-        let is_it = |place: &u32| self.datagrams.get(*place as usize).is_some_and(|it| it.key.as_ref() == Some(key));
-        self.by_key.find(self.hasher.hash_one(key), is_it).copied()
+        let is_it = |place: u32| self.datagrams.get(place as usize).is_some_and(|it| it.key.as_ref() == Some(key));
+        self.by_key.find(self.hasher.hash_one(key), is_it)
     }
 
     /// A place for a new datagram; the oldest goes if there is none.
@@ -225,11 +225,7 @@ impl FragmentReassembler {
         let Some(datagram) = self.datagrams.get_mut(place as usize) else { return Err(DropReason::FragmentFull) };
         datagram.key = Some(key);
         datagram.deadline = now.plus(self.limits.age);
-        let (hasher, datagrams) = (&self.hasher, &self.datagrams);
-        self.by_key.insert_unique(hasher.hash_one(key), place, |&place| {
-            // Every place in the table has a key.
-            hasher.hash_one(datagrams.get(place as usize).and_then(|it| it.key).unwrap_or(key))
-        });
+        self.by_key.insert(self.hasher.hash_one(key), place);
         self.age.push(place);
         Ok(place)
     }
@@ -370,9 +366,8 @@ impl FragmentReassembler {
         let Some(datagram) = self.datagrams.get_mut(place as usize) else { return };
         datagram.dead = None;
         if let Some(key) = datagram.key.take()
-            && let Ok(entry) = self.by_key.find_entry(self.hasher.hash_one(key), |&other| other == place)
+            && self.by_key.remove(self.hasher.hash_one(key), |other| other == place).is_some()
         {
-            let _ = entry.remove();
             self.free.push(place);
         }
     }

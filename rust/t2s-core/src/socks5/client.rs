@@ -7,7 +7,8 @@
 use core::fmt;
 
 use super::address::{Address, AddressRef, needed};
-use super::{AUTH_VERSION, Credentials, Error, Inbox, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
+use super::dialogue::{Dialogue, State};
+use super::{AUTH_VERSION, Credentials, Error, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
 
 /// What the proxy shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,28 +65,16 @@ pub enum Outcome {
     Refused(Reply),
 }
 
-#[derive(Debug)]
-enum State {
-    Method,
-    Password,
-    Reply,
-    Over(Outcome),
-    Failed,
-}
-
 /// A handshake with a proxy.
 #[derive(Debug)]
 pub struct Handshake {
-    state: State,
+    dialogue: Dialogue<Outcome>,
     /// Credentials that will be sent if the proxy asks; `None` also when they were sent already.
     credentials: Option<Credentials>,
     /// The methods that were offered.
     offered: &'static [u8],
     /// The request, when it was not sent yet.
     request: Vec<u8>,
-    out: Vec<u8>,
-    sent: usize,
-    inbox: Inbox,
     pipelined: bool,
 }
 
@@ -107,18 +96,10 @@ impl Handshake {
             (Some(_), true) => &[METHOD_PASSWORD],
             (Some(_), false) => &[METHOD_NONE, METHOD_PASSWORD],
         };
-        let mut handshake = Self {
-            state: State::Method,
-            credentials,
-            offered,
-            request,
-            out: Vec::new(),
-            sent: 0,
-            inbox: Inbox::default(),
-            pipelined,
-        };
-        handshake.out.extend_from_slice(&[VERSION, offered.len() as u8]);
-        handshake.out.extend_from_slice(offered);
+        let mut handshake = Self { dialogue: Dialogue::new(), credentials, offered, request, pipelined };
+        let out = handshake.dialogue.out.tail();
+        out.extend_from_slice(&[VERSION, offered.len() as u8]);
+        out.extend_from_slice(offered);
         if pipelined {
             handshake.send_password();
             handshake.send_request();
@@ -129,70 +110,41 @@ impl Handshake {
     /// Bytes to be sent to the proxy now; report what was taken with [`Handshake::handle_sent`].
     #[must_use]
     pub fn poll_transmit(&self) -> Option<&[u8]> {
-        self.out.get(self.sent..).filter(|rest| !rest.is_empty())
+        self.dialogue.out.rest()
     }
 
     /// `n` more bytes were sent.
     pub fn handle_sent(&mut self, n: usize) {
-        self.sent = (self.sent + n).min(self.out.len());
-        if self.sent == self.out.len() {
-            self.out.clear();
-            self.sent = 0;
-        }
+        self.dialogue.out.handle_sent(n);
     }
 
     /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the stream behind the
     /// handshake (there are some only once [`Handshake::outcome`] is there).
     pub fn handle(&mut self, data: &[u8]) -> Result<usize, Error> {
         let mut taken = 0;
-        loop {
-            let rest = data.get(taken..).unwrap_or_default();
-            let (used, whole) = match self.state {
-                State::Method | State::Password => self.inbox.fill(rest, |_| 2),
-                State::Reply => self.inbox.fill(rest, reply_len),
-                State::Over(_) => return Ok(taken),
-                State::Failed => return Err(Error::AlreadyFailed),
+        while let Some(stage) = self.dialogue.next_message(data, &mut taken, message_len)? {
+            let next = match stage {
+                Stage::Method => self.method(),
+                Stage::Password => self.password(),
+                Stage::Request => self.reply(),
+                Stage::Over => return Ok(taken),
             };
-            taken += used;
-            if !whole {
-                return Ok(taken);
-            }
-            let result = match self.state {
-                State::Method => self.method(),
-                State::Password => self.password(),
-                State::Reply => self.reply(),
-                State::Over(_) | State::Failed => return Ok(taken),
-            };
-            self.inbox.clear();
-            match result {
-                Ok(next) => self.state = next,
-                Err(error) => {
-                    self.state = State::Failed;
-                    return Err(error);
-                }
-            }
+            self.dialogue.proceed(next)?;
         }
+        Ok(taken)
     }
 
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<&Outcome> {
-        match &self.state {
-            State::Over(outcome) => Some(outcome),
-            State::Method | State::Password | State::Reply | State::Failed => None,
-        }
+        self.dialogue.outcome()
     }
 
     /// What it waits for: what to blame when the time is over or the proxy hangs up ([`Error::Closed`]).
     pub fn stage(&self) -> Stage {
-        match self.state {
-            State::Method => Stage::Method,
-            State::Password => Stage::Password,
-            State::Reply => Stage::Request,
-            State::Over(_) | State::Failed => Stage::Over,
-        }
+        self.dialogue.stage()
     }
 
-    fn method(&mut self) -> Result<State, Error> {
+    fn method(&mut self) -> Result<State<Outcome>, Error> {
         let (version, method) = self.pair();
         if version != VERSION {
             return Err(Error::BadVersion(version));
@@ -208,10 +160,10 @@ impl Handshake {
             return Ok(State::Password);
         }
         self.send_request();
-        Ok(State::Reply)
+        Ok(State::Request)
     }
 
-    fn password(&mut self) -> Result<State, Error> {
+    fn password(&mut self) -> Result<State<Outcome>, Error> {
         let (version, status) = self.pair();
         // RFC 1929 says 1; some servers answer with the protocol's 5 and are let through.
         if version != AUTH_VERSION && version != VERSION {
@@ -221,10 +173,10 @@ impl Handshake {
             return Err(Error::AuthenticationFailed(status));
         }
         self.send_request();
-        Ok(State::Reply)
+        Ok(State::Request)
     }
 
-    fn reply(&mut self) -> Result<State, Error> {
+    fn reply(&mut self) -> Result<State<Outcome>, Error> {
         let (version, code) = self.pair();
         if version != VERSION {
             return Err(Error::BadVersion(version));
@@ -233,7 +185,7 @@ impl Handshake {
         if reply != Reply::Succeeded {
             return Ok(State::Over(Outcome::Refused(reply)));
         }
-        let address = self.inbox.bytes.get(3..).unwrap_or_default();
+        let address = self.dialogue.message().get(3..).unwrap_or_default();
         match AddressRef::parse(address)? {
             Some((bound, _)) => Ok(State::Over(Outcome::Done { bound: bound.to_owned()? })),
             None => Err(Error::BadAddress),
@@ -242,7 +194,7 @@ impl Handshake {
 
     /// The first two bytes of a message that is here.
     fn pair(&self) -> (u8, u8) {
-        match *self.inbox.bytes {
+        match *self.dialogue.message() {
             [first, second, ..] => (first, second),
             [..] => (0, 0),
         }
@@ -250,24 +202,30 @@ impl Handshake {
 
     fn send_password(&mut self) {
         if let Some(credentials) = self.credentials.take() {
-            self.out.extend_from_slice(&[AUTH_VERSION, credentials.user().len() as u8]);
-            self.out.extend_from_slice(credentials.user());
-            self.out.push(credentials.password().len() as u8);
-            self.out.extend_from_slice(credentials.password());
+            let out = self.dialogue.out.tail();
+            out.extend_from_slice(&[AUTH_VERSION, credentials.user().len() as u8]);
+            out.extend_from_slice(credentials.user());
+            out.push(credentials.password().len() as u8);
+            out.extend_from_slice(credentials.password());
         }
     }
 
     fn send_request(&mut self) {
-        if self.out.is_empty() {
-            self.out = core::mem::take(&mut self.request);
-        } else {
-            self.out.append(&mut self.request);
-        }
+        self.dialogue.out.tail().append(&mut self.request);
     }
 
     /// Whether everything was sent at once.
     pub fn is_pipelined(&self) -> bool {
         self.pipelined
+    }
+}
+
+/// Bytes of the message that a stage waits for; see [`Dialogue::next_message`].
+fn message_len(stage: Stage, known: &[u8]) -> usize {
+    match stage {
+        Stage::Method | Stage::Password => 2,
+        Stage::Request => reply_len(known),
+        Stage::Over => 0,
     }
 }
 

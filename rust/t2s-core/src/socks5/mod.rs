@@ -7,6 +7,7 @@
 
 mod address;
 mod client;
+mod dialogue;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -14,6 +15,7 @@ pub mod udp_header;
 
 pub use address::{Address, AddressRef, BadAddress};
 pub use client::{Command, Handshake, Outcome, Stage};
+pub(crate) use dialogue::Outbox;
 pub use server::{Request, ServerHandshake, ServerOutcome};
 
 use core::fmt;
@@ -175,34 +177,5 @@ pub enum Error {
 impl From<BadAddress> for Error {
     fn from(_: BadAddress) -> Self {
         Self::BadAddress
-    }
-}
-
-/// Collects a message that arrives in pieces, so that it can be looked at as one slice.
-#[derive(Debug, Default)]
-struct Inbox {
-    bytes: Vec<u8>,
-}
-
-impl Inbox {
-    /// Takes as much of `data` as the message that stands here still needs, and no more: `needed` says how long it is,
-    /// as far as what is here tells (never less than that, once it knows better). Returns the bytes taken and whether
-    /// the message is whole.
-    fn fill(&mut self, data: &[u8], needed: impl Fn(&[u8]) -> usize) -> (usize, bool) {
-        let mut taken = 0;
-        loop {
-            let missing = needed(&self.bytes).saturating_sub(self.bytes.len());
-            if missing == 0 {
-                return (taken, true);
-            }
-            let Some(more) = data.get(taken..).filter(|more| !more.is_empty()) else { return (taken, false) };
-            let more = more.get(..missing).unwrap_or(more);
-            self.bytes.extend_from_slice(more);
-            taken += more.len();
-        }
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
     }
 }

@@ -2,7 +2,8 @@
 
 use super::address::{Address, AddressRef, needed};
 use super::client::{Command, Stage};
-use super::{AUTH_VERSION, Credentials, Error, Inbox, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
+use super::dialogue::{Dialogue, State};
+use super::{AUTH_VERSION, Credentials, Error, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,108 +23,68 @@ pub enum ServerOutcome {
     Refused,
 }
 
-#[derive(Debug)]
-enum State {
-    Greeting,
-    Password,
-    Request,
-    Over(ServerOutcome),
-    Failed,
-}
-
 /// A handshake with a client.
 #[derive(Debug)]
 pub struct ServerHandshake {
-    state: State,
+    dialogue: Dialogue<ServerOutcome>,
     /// What a client must know; `None` lets everybody in.
     credentials: Option<Credentials>,
-    out: Vec<u8>,
-    sent: usize,
-    inbox: Inbox,
 }
 
 impl ServerHandshake {
     /// A handshake that lets clients in that know `credentials`, or all.
     pub fn new(credentials: Option<Credentials>) -> Self {
-        Self { state: State::Greeting, credentials, out: Vec::new(), sent: 0, inbox: Inbox::default() }
+        Self { dialogue: Dialogue::new(), credentials }
     }
 
     /// Bytes to be sent to the client now; report what was taken with [`ServerHandshake::handle_sent`].
     #[must_use]
     pub fn poll_transmit(&self) -> Option<&[u8]> {
-        self.out.get(self.sent..).filter(|rest| !rest.is_empty())
+        self.dialogue.out.rest()
     }
 
     /// `n` more bytes were sent.
     pub fn handle_sent(&mut self, n: usize) {
-        self.sent = (self.sent + n).min(self.out.len());
-        if self.sent == self.out.len() {
-            self.out.clear();
-            self.sent = 0;
-        }
+        self.dialogue.out.handle_sent(n);
     }
 
     /// Takes bytes from the client; returns how many were taken. Those that were not belong to the stream. After an
     /// error, send what there is to send and close.
     pub fn handle(&mut self, data: &[u8]) -> Result<usize, Error> {
         let mut taken = 0;
-        loop {
-            let rest = data.get(taken..).unwrap_or_default();
-            let (used, whole) = match self.state {
-                State::Greeting => self.inbox.fill(rest, greeting_len),
-                State::Password => self.inbox.fill(rest, password_len),
-                State::Request => self.inbox.fill(rest, request_len),
-                State::Over(_) => return Ok(taken),
-                State::Failed => return Err(Error::AlreadyFailed),
+        while let Some(stage) = self.dialogue.next_message(data, &mut taken, message_len)? {
+            let next = match stage {
+                Stage::Method => self.greeting(),
+                Stage::Password => self.password(),
+                Stage::Request => self.request(),
+                Stage::Over => return Ok(taken),
             };
-            taken += used;
-            if !whole {
-                return Ok(taken);
-            }
-            let result = match self.state {
-                State::Greeting => self.greeting(),
-                State::Password => self.password(),
-                State::Request => self.request(),
-                State::Over(_) | State::Failed => return Ok(taken),
-            };
-            self.inbox.clear();
-            match result {
-                Ok(next) => self.state = next,
-                Err(error) => {
-                    self.state = State::Failed;
-                    return Err(error);
-                }
-            }
+            self.dialogue.proceed(next)?;
         }
+        Ok(taken)
     }
 
     /// How far the client came, once it is over.
     pub fn outcome(&self) -> Option<&ServerOutcome> {
-        match &self.state {
-            State::Over(outcome) => Some(outcome),
-            State::Greeting | State::Password | State::Request | State::Failed => None,
-        }
+        self.dialogue.outcome()
     }
 
     /// What it waits for.
     pub fn stage(&self) -> Stage {
-        match self.state {
-            State::Greeting => Stage::Method,
-            State::Password => Stage::Password,
-            State::Request => Stage::Request,
-            State::Over(_) | State::Failed => Stage::Over,
-        }
+        self.dialogue.stage()
     }
 
     /// Answers the request.
     pub fn reply(&mut self, reply: Reply, bound: &Address) {
-        self.out.extend_from_slice(&[VERSION, reply.code(), 0]);
-        bound.emit(&mut self.out);
+        let out = self.dialogue.out.tail();
+        out.extend_from_slice(&[VERSION, reply.code(), 0]);
+        bound.emit(out);
     }
 
-    fn greeting(&mut self) -> Result<State, Error> {
-        let [version, _, methods @ ..] = &*self.inbox.bytes else {
-            return Err(Error::BadVersion(self.inbox.bytes.first().copied().unwrap_or(0)));
+    fn greeting(&mut self) -> Result<State<ServerOutcome>, Error> {
+        let message = self.dialogue.message();
+        let [version, _, methods @ ..] = message else {
+            return Err(Error::BadVersion(message.first().copied().unwrap_or(0)));
         };
         if *version != VERSION {
             return Err(Error::BadVersion(*version));
@@ -133,15 +94,15 @@ impl ServerHandshake {
             None => (METHOD_NONE, State::Request),
         };
         if !methods.contains(&method) {
-            self.out.extend_from_slice(&[VERSION, METHOD_REFUSED]);
+            self.dialogue.out.tail().extend_from_slice(&[VERSION, METHOD_REFUSED]);
             return Err(Error::NoAcceptableMethod);
         }
-        self.out.extend_from_slice(&[VERSION, method]);
+        self.dialogue.out.tail().extend_from_slice(&[VERSION, method]);
         Ok(next)
     }
 
-    fn password(&mut self) -> Result<State, Error> {
-        let bytes = &*self.inbox.bytes;
+    fn password(&mut self) -> Result<State<ServerOutcome>, Error> {
+        let bytes = self.dialogue.message();
         let version = bytes.first().copied().unwrap_or(0);
         if version != AUTH_VERSION {
             return Err(Error::BadAuthVersion(version));
@@ -151,12 +112,12 @@ impl ServerHandshake {
         let password = bytes.get(3 + user_len..).unwrap_or_default();
         let right =
             self.credentials.as_ref().is_none_or(|known| same(known.user(), user) & same(known.password(), password));
-        self.out.extend_from_slice(&[AUTH_VERSION, u8::from(!right)]);
+        self.dialogue.out.tail().extend_from_slice(&[AUTH_VERSION, u8::from(!right)]);
         if right { Ok(State::Request) } else { Err(Error::AuthenticationFailed(1)) }
     }
 
-    fn request(&mut self) -> Result<State, Error> {
-        let bytes = &*self.inbox.bytes;
+    fn request(&mut self) -> Result<State<ServerOutcome>, Error> {
+        let bytes = self.dialogue.message();
         let &[version, command, ..] = bytes else { return Err(Error::BadAddress) };
         if version != VERSION {
             return Err(Error::BadVersion(version));
@@ -193,6 +154,16 @@ impl ServerHandshake {
 /// Compares without a hint of where the first difference is.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+}
+
+/// Bytes of the message that a stage waits for; see [`Dialogue::next_message`].
+fn message_len(stage: Stage, known: &[u8]) -> usize {
+    match stage {
+        Stage::Method => greeting_len(known),
+        Stage::Password => password_len(known),
+        Stage::Request => request_len(known),
+        Stage::Over => 0,
+    }
 }
 
 fn greeting_len(known: &[u8]) -> usize {

@@ -71,6 +71,15 @@ fn pipelined_says_all_at_once() {
 }
 
 #[test]
+fn nobody_reads_the_password_in_a_log() {
+    let (mut early, bytes) = (ServerHandshake::new(Credentials::new(b"user", b"secret").ok()), "115, 101, 99");
+    assert_eq!(early.handle(b"\x05\x01\x02\x01\x04user\x06secre"), Ok(15));
+    for told in [format!("{:?}", client(true, true)), format!("{early:?}")] {
+        assert!(!told.contains("secre") && !told.contains(bytes), "{told}");
+    }
+}
+
+#[test]
 fn partial_sends_go_on_where_they_stopped() {
     let mut client = client(true, true);
     let mut sent = Vec::new();

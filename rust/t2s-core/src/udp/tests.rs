@@ -181,6 +181,41 @@ fn a_table_without_room_refuses() {
     assert_eq!(refused, Err(DropReason::FlowTableFull));
 }
 
+#[test]
+fn churn_at_the_cap_changes_nothing() {
+    const CAPACITY: u32 = 5_461; // two thirds of the index: no cap makes the load higher
+    const CHURN: u32 = if cfg!(miri) { 6_000 } else { 20 * CAPACITY };
+    let mut bench = Bench::new(CONFIG, CAPACITY);
+    let reserved = bench.table.by_client.slots();
+    assert_eq!(reserved, 8_192);
+    let mut longest = 0;
+    for n in 0..CHURN {
+        let client = SocketAddr::from(([10, 1, (n >> 16) as u8, 1], n as u16));
+        let opened = bench.table.open(at(u64::from(n)), client, target(443), &mut bench.cache).expect("room");
+        assert_eq!((opened.fresh, opened.evicted.is_some()), (true, n >= CAPACITY));
+        if n % CAPACITY == CAPACITY - 1 {
+            longest = longest.max(bench.table.by_client.longest_probe());
+        }
+    }
+    assert_eq!(bench.table.by_client.slots(), reserved, "nothing grows");
+    assert!(longest < 200, "{longest} slots: evictions leave nothing behind that lengthens probes");
+    bench.ends_empty();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "131,072 sessions; growth alone is tested in `index`")]
+fn a_table_beyond_its_reserve_grows() {
+    let mut bench = Bench::new(CONFIG, u32::MAX);
+    let reserved = bench.table.by_client.slots();
+    let client = |n: u32| SocketAddr::from(([10, (n >> 16) as u8, 0, 1], n as u16));
+    for n in 0..2 * RESERVED_MAX {
+        assert!(bench.table.open(at(0), client(n), target(443), &mut bench.cache).is_ok_and(|opened| opened.fresh));
+    }
+    assert!(bench.table.by_client.slots() > reserved);
+    assert!((0..2 * RESERVED_MAX).all(|n| bench.table.lookup(client(n)).is_some()));
+    bench.ends_empty();
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Open { n: u16, port: u16 },
