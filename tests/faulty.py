@@ -7,6 +7,7 @@ PORT + 3    closes at once
 PORT + 4    wants a password that nobody has
 PORT + 5    like PORT, but carries no UDP
 PORT + 6    answers ASSOCIATE with a relay where nobody is
+PORT + 7    like PORT, but wants no password
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import sys
 import threading
 import time
 
-KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay")
+KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay", "open_to_all")
 REPLIES = {9_000 + code: code for code in (1, 2, 3, 4, 5, 6, 7, 8, 99)}
 HANGS, CLOSES, HALF, GARBAGE, DRIBBLES, CUT, RESETS, STALLS = range(9_200, 9_208)
 CUT_AFTER = 300_000
@@ -75,10 +76,17 @@ class Client(socketserver.BaseRequestHandler):
     def dead_relay(self):
         self.by_target(b"\x05\x00\x00\x01" + socket.inet_aton(self.server.server_address[0]) + b"\x00\x09")
 
-    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6)):
+    def open_to_all(self):
+        self.by_target(password=False)
+
+    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6), *, password=True):
         methods = exactly(self.request, exactly(self.request, 2)[1])
-        self.request.sendall(b"\x05\x02" if 2 in methods else b"\x05\x00")
-        if 2 in methods:
+        password = password and 2 in methods
+        if not password and 0 not in methods:
+            self.request.sendall(b"\x05\xff")
+            return
+        self.request.sendall(b"\x05\x02" if password else b"\x05\x00")
+        if password:
             exactly(self.request, exactly(self.request, 2)[1])
             exactly(self.request, exactly(self.request, 1)[0])
             self.request.sendall(b"\x01\x00")

@@ -158,6 +158,14 @@ def test_a_proxy_that_is_not_there_yet(place):
             assert place.ask("reach", V4, PORT) == "ECONNREFUSED"
 
 
+def test_a_proxy_that_wants_no_password_gets_none(place):
+    """Whoever has credentials for it all the same; in one segment they are all that could be offered."""
+    with place.tunnel("t2s-open", proxy=socks("open_to_all")) as tunnel:
+        until(lambda: "in one segment: no" in tunnel.text(), "not found out", tunnel.log)
+        assert place.ask("reach", V4, PORT) == "connected"
+        assert tunnel.stats()["dial_failures"] == {}
+
+
 def test_a_proxy_without_udp_refuses_datagrams_and_says_so_once(place):
     with place.tunnel("t2s-noudp", proxy=socks("no_udp")) as tunnel:
         until(lambda: "UDP: no" in tunnel.text(), "not found out", tunnel.log)

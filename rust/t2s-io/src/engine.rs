@@ -164,6 +164,7 @@ impl Tunnel {
             logger,
             unreachable: AtomicU64::new(0),
             guide: Waker::new()?,
+            unexplored: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             udp_refusal_told: AtomicBool::new(false),
@@ -303,7 +304,12 @@ impl Tunnel {
             self.shared.logger.set_level(level);
         }
         if credentials.is_some() {
-            self.shared.route.update(|route| route.credentials = credentials);
+            self.shared.route.update(|route| {
+                route.credentials = credentials;
+                route.pipelined = self.shared.config.pipeline == Pipeline::On;
+            });
+            self.shared.unexplored.store(true, Ordering::Release);
+            self.shared.guide.wake();
         }
     }
 

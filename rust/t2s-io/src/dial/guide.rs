@@ -2,8 +2,9 @@
 //!
 //! At the start it finds out what the proxy can do: it asks for a UDP association with the whole handshake in one
 //! segment. A proxy that reads so answers twice; one that takes a segment for a message answers once and stays silent,
-//! and is asked again step by step. Until that is known connections are made step by step too. When workers report that
-//! the proxy cannot be reached, its name is resolved again.
+//! and is asked again step by step, and so is one that does not want the password. Until that is known connections are
+//! made step by step too. Other credentials are a reason to ask anew. When workers report that the proxy cannot be
+//! reached, its name is resolved again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -43,6 +44,9 @@ pub(crate) fn run(shared: &Shared, url: &ProxyUrl) -> io::Result<()> {
         shared.guide.clear();
         if shared.stopping.load(Ordering::Acquire) {
             return Ok(());
+        }
+        if shared.unexplored.swap(false, Ordering::AcqRel) {
+            explore(shared, &epoll, &mut events)?;
         }
         let reports = shared.unreachable.load(Ordering::Relaxed);
         let now = monotonic_nanos();
@@ -118,6 +122,8 @@ fn ask(shared: &Shared, route: &Route, epoll: &Epoll, events: &mut Events) -> io
                 return Ok(match failure {
                     Failure::Reply(7) => Abilities { answered: true, udp: Some(false) },
                     Failure::Reply(_) => Abilities { answered: true, udp: None },
+                    // In one segment the password is all that can be offered. Step by step a proxy may want none.
+                    Failure::Credentials if route.pipelined => silent,
                     Failure::Credentials => {
                         shared.logger.say(Level::Error, format_args!("{failure}"));
                         Abilities { answered: true, udp: None }

@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     pub(crate) unreachable: AtomicU64,
     /// Wakes the thread that keeps the route up to date.
     pub(crate) guide: Waker,
+    /// The proxy's abilities are to be looked at again.
+    pub(crate) unexplored: AtomicBool,
     /// The tunnel stops.
     pub(crate) stopping: AtomicBool,
     /// That thread is in the system's resolver, which cannot be interrupted.
