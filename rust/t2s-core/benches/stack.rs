@@ -2,6 +2,8 @@
 //! flows, small datagrams, and sessions and connections that open and end. The client's side costs a copy and a
 //! checksum update.
 
+mod packets;
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +15,11 @@ use t2s_core::config::Config;
 use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::{Packet, Request, Stack};
 use t2s_core::time::{Instant, no_clock};
-use t2s_core::wire::ip::IpRepr;
-use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
+use t2s_core::wire::protocol;
+use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp};
 use t2s_core::wire::udp::UdpRepr;
-use t2s_core::wire::{fill_transport_checksum, protocol};
+
+use packets::{client, index_of, packet, server, tcp};
 
 /// Packets of one turn of a worker's loop.
 const BATCH: usize = 64;
@@ -77,51 +80,8 @@ impl Bench {
     }
 }
 
-fn client(index: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, (index >> 14) as u8, 1], 1_024 + (index & 0x3fff) as u16))
-}
-
-fn server() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 443))
-}
-
-fn packet(client: SocketAddr, upper: u8, mut segment: Vec<u8>) -> Vec<u8> {
-    let (src, dst) = (client.ip(), server().ip());
-    fill_transport_checksum(Config::default().checksum, src, dst, upper, &mut segment);
-    let repr = IpRepr {
-        src,
-        dst,
-        protocol: upper,
-        ttl: 64,
-        ecn: 0,
-        payload_len: segment.len() as u32,
-        id: 0,
-        dont_fragment: true,
-    };
-    let mut out = vec![0; repr.header_len()];
-    repr.emit(&mut out);
-    out.extend(segment);
-    out
-}
-
 fn segment(client: SocketAddr, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) -> Vec<u8> {
-    let mut options = Options::NONE;
-    if flags.syn() {
-        options.mss = Some(1_460);
-    }
-    let repr = TcpRepr {
-        src_port: client.port(),
-        dst_port: server().port(),
-        seq: SeqNumber(seq),
-        ack,
-        flags,
-        window: 65_535,
-        options,
-    };
-    let mut out = vec![0; repr.header_len()];
-    repr.emit(&mut out);
-    out.extend_from_slice(payload);
-    packet(client, protocol::TCP, out)
+    tcp(client, flags, seq, ack, Options { mss: Some(1_460), ..Options::NONE }, payload)
 }
 
 fn datagram(client: SocketAddr) -> Vec<u8> {
@@ -158,10 +118,6 @@ fn open(flows: usize) -> (Bench, Vec<Vec<u8>>) {
         .map(|index| segment(client(index), Flags::ACK.with(Flags::PSH), 1_001, isns[index] + 1, b"abcdef"))
         .collect();
     (bench, packets)
-}
-
-fn index_of(address: u8, port: u16) -> usize {
-    (usize::from(address) << 14) | usize::from(port - 1_024)
 }
 
 fn segments(c: &mut Criterion) {
