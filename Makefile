@@ -55,6 +55,7 @@ rust-test:  ## cargo test
 	cargo test --workspace --locked --quiet
 
 python-test: $(VENV)/tools build  ## pytest against the release extension
+	@packaging/test_peers.sh
 	$(BIN)/pytest
 
 format: $(VENV)/tools  ## write the formatting that lint wants

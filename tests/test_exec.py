@@ -4,6 +4,7 @@ The first part needs nothing; the second runs in two network namespaces of its o
 """
 
 import errno
+import ipaddress
 import json
 import os
 import shutil
@@ -20,8 +21,8 @@ import pytest
 import netns
 import peers
 from netns import OTHERS, PEERS, PORT, PROXY, T2S, TARGETS, watching
-from t2s import ConfigError, namespace
-from t2s.execute import DNS_SERVER, check_server
+from t2s import ConfigError, TunnelConfig, namespace
+from t2s.execute import DNS_SERVER, check_server, dns_mode
 
 CLIENT, SERVER = f"t2s-xc-{os.getpid()}", f"t2s-xs-{os.getpid()}"
 NOBODY = "65534"
@@ -113,6 +114,19 @@ def told(who, *command):
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        ({"proxy": "socks5://h"}, "fake-ip"),
+        ({"proxy": "http://h"}, "fake-ip"),
+        ({"proxy": "direct://"}, "over-tcp"),
+        ({"proxy": "socks5://h", "dns_server": "192.0.2.53"}, "over-tcp"),
+    ],
+)
+def test_names_are_the_proxys_to_resolve_unless_something_else_is_said(settings, mode):
+    assert dns_mode(TunnelConfig(**settings)) == mode
+
+
 @pytest.mark.root
 @pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
 @pytest.mark.parametrize("who", ["root", "container", "nobody"])
@@ -123,7 +137,7 @@ class TestExec:
                 assert told(who, *PEERS, "download", target, PORT, 300_000) == peers.digest(300_000)
                 assert told(who, *PEERS, "udp", target, PORT, 1, 1_400) == [1, 1_400]
             assert told(who, *PEERS, "connect", TARGETS["v4"], "9") == "ConnectionRefusedError"
-            assert netns.SERVER_END in outside()
+            netns.until(lambda: netns.SERVER_END in outside(), "not outside", world / "wire.log")
             assert not outside() & set(TARGETS.values())
 
     def test_names_are_resolved_through_it(self, who, world):
@@ -131,6 +145,15 @@ class TestExec:
         with watching(SERVER, "wire", world / "wire.log") as outside:
             assert told(who, sys.executable, "-c", code) == OTHERS["v4"]
             assert TARGETS["v4"] not in outside()
+
+    def test_the_tunnel_makes_addresses_up_where_no_resolver_is_named(self, who, world):
+        code = "import json, socket; print(json.dumps(socket.gethostbyname('name.example')))"
+        done = execute(who, sys.executable, "-c", code, flags=FLAGS[:2])
+        assert done.returncode == 0, done.stderr
+        assert ipaddress.ip_address(json.loads(done.stdout)) in ipaddress.ip_network(
+            TunnelConfig.defaults()["fake_ip_v4"]
+        )
+        assert world.exists()
 
     def test_there_is_no_other_way_out(self, who, world):
         code = "import json, socket; print(json.dumps([name for _, name in socket.if_nameindex()]))"
@@ -214,6 +237,76 @@ def test_a_device_file_that_is_closed_is_named(world):
     done = execute("nobody", "true", mode="600")
     assert (done.returncode, done.stdout) == (125, "")
     assert "chmod 0666 /dev/net/tun" in done.stderr
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_a_closed_standard_error_changes_no_exit_code(world):
+    words = [*prefix("root"), "sh", "-c", 'exec "$@" 2>&-', "sh", *T2S, "exec", *FLAGS, "--", "no-such-command"]
+    assert subprocess.run(words, check=False, timeout=60, env=ENV, stdout=subprocess.DEVNULL).returncode == 127
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_a_device_of_another_namespace_is_not_taken_for_one_of_that_name_here(world):
+    here = """
+import json, subprocess, sys
+from t2s import Tunnel, open_tun
+theirs = int(sys.argv[1])
+subprocess.run(["ip", "tuntap", "add", "t2sx", "mode", "tun", "pi"], check=True, timeout=10)
+Tunnel("direct://", tun_fd=theirs).stop(0)  # though the one here has packet information
+subprocess.run(["ip", "tuntap", "delete", "t2sx", "mode", "tun"], check=True, timeout=10)
+ours, _, _ = open_tun("t2sx", mtu=1400)
+def mtu():
+    with open("/sys/class/net/t2sx/mtu") as file:
+        return int(file.read())
+told = []
+for fd, wanted in ((theirs, None), (theirs, 8000), (ours, None), (ours, 2000)):
+    with Tunnel("direct://", tun_fd=fd, mtu=wanted) as tunnel:
+        told.append([tunnel.mtu, mtu()])
+print(json.dumps(told))
+"""
+    there = f"""
+import os, sys
+from t2s import open_tun
+fd, _, _ = open_tun("t2sx", mtu=9000)
+os.set_inheritable(fd, True)
+os.execvp("ip", ["ip", "netns", "exec", {SERVER!r}, sys.executable, "-c", {here!r}, str(fd)])
+"""
+    full = [*prefix("root"), sys.executable, "-c", there]
+    done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[1_500, 1_400], [8_000, 1_400], [1_400, 1_400], [2_000, 2_000]]
+    assert world.exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))
+def test_offload_that_the_opener_of_a_device_asked_for_can_be_switched_off(world):
+    code = """
+import json, subprocess, sys
+from t2s import Tunnel, open_tun
+fd, name, mtu = open_tun("t2sy")
+for words in (["address", "add", "10.9.9.1/32", "dev", name], ["route", "add", sys.argv[1], "dev", name]):
+    subprocess.run(["ip", *words], check=True, timeout=10)
+with Tunnel("direct://", tun_fd=fd, offload="off", mark=1) as tunnel:
+    subprocess.run([sys.executable, *sys.argv[2:]], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    print(json.dumps([mtu, tunnel.stats()["packets_in"]]))
+"""
+    target = TARGETS["v4"]
+    ip = ["-n", CLIENT, "rule"]
+    full = [*prefix("root"), sys.executable, "-c", code, target, *PEERS[1:], "upload", target, PORT, "3000000"]
+    netns.ip(*ip, "add", "fwmark", "1", "table", "99", "priority", "5")
+    try:
+        netns.ip("-n", CLIENT, "route", "add", "default", "via", netns.SERVER_END, "table", "99")
+        done = subprocess.run(full, capture_output=True, text=True, check=False, timeout=60)
+    finally:
+        netns.ip(*ip, "del", "fwmark", "1", "table", "99", "priority", "5")
+    assert done.returncode == 0, done.stderr
+    mtu, packets = json.loads(done.stdout)
+    assert packets > 3_000_000 // mtu, "super-segments"
     assert world.exists()
 
 

@@ -9,18 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import netns
 import peers
 from netns import CLIENT_END, OTHERS, PEERS, PORT, PROXY, T2S, TARGETS, ip, process, says, until, watching
-from t2s import ConfigError, Tunnel, routes
+from t2s import ConfigError, Tunnel, TunnelError, routes
 from t2s.inbound import Connection, Inbound, look
-from t2s.routes import RouteSettings
+from t2s.keeper import Keeper
+from t2s.routes import RouteSettings, is_here
 from t2s.settings import load
 
 CLIENT, SERVER = f"t2s-rc-{os.getpid()}", f"t2s-rs-{os.getpid()}"
@@ -53,8 +57,9 @@ def test_an_address_replaces_the_default_of_its_family():
 def test_rules_end_in_the_tunnel_after_all_exceptions(family):
     settings = RouteSettings.read(**(NONE | {"exclude": ["10.0.0.0/8", "2001:db8::/32"]}))
     inbound = Inbound(ports=(22,), operators=(ip_address("192.0.2.7"), ip_address("2001:db8::7")))
-    rules = list(routes._rules(family, settings, inbound))
-    assert (rules[-1]["table"], rules[0]["action"]) == (routes.TABLE, routes._NOP)
+    rules = list(routes._rules(family, settings, inbound, 2))
+    assert (rules[-2]["table"], rules[0]["action"]) == (routes.TABLE, routes._NOP)
+    assert (rules[-1]["action"], rules[-1]["priority"]) == (routes._UNREACHABLE, routes.NOWHERE + 2)
     order = [rule["priority"] for rule in rules[1:]]
     assert order == sorted(order)
     jumps = [rule for rule in rules if rule.get("action") == routes._GOTO]
@@ -77,10 +82,11 @@ def test_settings_of_routes(tmp_path):
             load({"proxy": "direct://", key: value}, None, {})
     with pytest.raises(ConfigError, match='did you mean "ipv6"'):
         load({"proxy": "direct://", "auto_route": True, "families": "ipv5"}, None, {})
-    for proxy in ("socks5://127.0.0.1:9050", "socks5://a:b@localhost", "http://[::1]:8080"):
+    for proxy in ("socks5://127.0.0.1:9050", "socks5://a:b@localhost", "http://0.0.0.0:8080"):
         with pytest.raises(ConfigError, match="the proxy is on this machine"):
             load({"proxy": proxy, "auto_route": True}, None, {})
         assert load({"proxy": proxy, "auto_route": True, "exclude": ["192.0.2.0/24"]}, None, {}).routes is not None
+    assert not any(map(is_here, ("direct://", "socks5://192.0.2.1:1080", "socks5://proxy.example:1080")))
     file.write_text('proxy = "direct://"\nexclude = [10]\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=":2: exclude: must be a list of strings"):
         load({}, file, {})
@@ -138,6 +144,77 @@ def test_connections_that_came_in_are_found(tmp_path):
     assert look(tmp_path, 400).hidden == (Connection(ip_address("127.0.0.1"), 5002, 80, 5),)
 
 
+def test_the_rules_into_the_tunnel_go_before_the_exceptions():
+    class Kernel:
+        def __init__(self):
+            self.left = [
+                (4, routes.PROTOCOL),
+                *((routes.PRIORITY + at, routes.PROTOCOL) for at in (9, 0, 1, 2, 3, 4, 5, 6)),
+            ]
+            self.gone = []
+
+        def get_rules(self, family):
+            assert family
+            for at, protocol in self.left:
+                values = {"FRA_PRIORITY": at, "FRA_PROTOCOL": protocol}
+                yield SimpleNamespace(get_attr=values.get)
+
+        def flush_rules(self, *, family, protocol, priority):
+            assert (bool(family), protocol) == (True, routes.PROTOCOL)
+            self.left.remove((priority, protocol))
+            self.gone.append(priority - routes.PRIORITY)
+
+        def get_routes(self, **_filter):
+            return []
+
+        def get_addr(self):
+            return []
+
+    kernel = Kernel()
+    assert routes.remove(kernel) == 8
+    assert kernel.gone == [6, 5, 4, 3, 2, 1, 0, 9], "the jumps lead somewhere as long as they stand"
+    assert kernel.left == [(4, routes.PROTOCOL)]
+
+
+def test_an_owner_who_takes_no_calls_is_told(monkeypatch):
+    monkeypatch.setattr(routes, "LOCK", f"\0t2s-routes-test-{os.getpid()}")
+    monkeypatch.setattr(routes, "ANSWER_S", 0.1)
+    assert routes.owner() is None
+    with socket.socket(socket.AF_UNIX) as stranger, socket.socket(socket.AF_UNIX) as caller:
+        stranger.bind(routes.LOCK)
+        stranger.listen(0)
+        caller.connect(routes.LOCK)
+        with pytest.raises(TunnelError, match="a process that cannot be seen from here"):
+            routes.take_lock()
+
+
+def test_the_keepers_answers():
+    def answer(write):
+        ours, theirs = socket.socketpair()
+        process = os.fork()
+        if process == 0:
+            ours.close()
+            write(theirs)
+            os._exit(0)
+        theirs.close()
+        keeper = Keeper(ours, process)
+        try:
+            return keeper.install("t2s0")
+        finally:
+            keeper._reap()
+
+    long = ["x" * 1_000] * 1_000
+    assert answer(lambda pipe: pipe.sendall(json.dumps({"lines": long}).encode() + b"\n")) == long
+    with pytest.raises(TunnelError, match="no way"):
+        answer(lambda pipe: pipe.sendall(b'{"error": "no way"}\n'))
+    # Dead before, in the middle of, or without an answer, with what it was told unread.
+    for write in (socket.socket.close, lambda pipe: pipe.sendall(b'{"li'), lambda _: time.sleep(0.2)):
+        with pytest.raises(TunnelError, match="their keeper has died"):
+            answer(write)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 # The second part: in namespaces.
 
 in_namespaces = [pytest.mark.root, pytest.mark.skipif(netns.missing() is not None, reason=str(netns.missing()))]
@@ -149,6 +226,60 @@ def world(tmp_path_factory):
         (folder / "credentials").write_text("alice:open sesame\n", encoding="utf-8")
         (folder / "credentials").chmod(0o600)
         yield folder
+
+
+SETTINGS = (
+    "from t2s.routes import RouteSettings; settings = RouteSettings.read("
+    + ", ".join(f"{key}={value!r}" for key, value in NONE.items())
+    + ")\n"
+)
+BETWEEN = {
+    "killed with an answer unread": SETTINGS
+    + """
+import os, signal, time
+from t2s import open_tun
+from t2s.keeper import Keeper
+reading, writing = os.pipe()
+tunnel = os.fork()
+if tunnel == 0:
+    keeper = Keeper.start(settings)
+    keeper._pipe.sendall(open_tun("t2s0")[1].encode())
+    os.write(writing, str(keeper._process).encode())
+    signal.pause()
+keeper = int(os.read(reading, 20))
+end = time.monotonic() + 10
+while os.system("ip -6 rule | grep -q unreachable"):
+    assert time.monotonic() < end
+time.sleep(0.3)  # for the answer
+os.kill(tunnel, signal.SIGKILL)
+os.waitpid(tunnel, 0)
+while os.path.exists(f"/proc/{keeper}"):
+    assert time.monotonic() < end
+    time.sleep(0.02)
+print("done")
+""",
+    "device gone meanwhile": SETTINGS
+    + """
+import os
+from t2s import open_tun, routes
+from t2s.inbound import Inbound
+fd, name, _ = open_tun("t2s0")
+with routes.kernel() as ipr:
+    routes.install(ipr, name, settings, Inbound())
+    class Kernel:
+        device = fd
+        def __getattr__(self, key):
+            return getattr(ipr, key)
+        def get_addr(self):
+            held = list(ipr.get_addr())
+            if self.device is not None:
+                os.close(self.device)
+                self.device = None
+            return held
+    assert routes.remove(Kernel()) > 10
+print("done")
+""",
+}
 
 
 def put_in_place():
@@ -221,9 +352,9 @@ class TestInNamespaces:
                 assert client("download", TARGETS[version], PORT, 300_000) == peers.digest(300_000)
                 assert client("udp", TARGETS[version], PORT, 1, 1_400) == [1, 1_400]
                 assert client("connect", OTHERS[version], PORT) == "connected"
-            assert into() >= set(TARGETS.values())
+            until(lambda: into() >= set(TARGETS.values()), "not into the tunnel", world / "tun.log")
             assert not into() & set(OTHERS.values())
-            assert outside() >= set(OTHERS.values())
+            until(lambda: outside() >= set(OTHERS.values()), "not outside", world / "wire.log")
             # Without a proxy the tunnel's own packets go to the target, and not into the tunnel again.
             assert (outside() & set(TARGETS.values()) == set()) == proxy.startswith("socks5")
 
@@ -236,6 +367,23 @@ class TestInNamespaces:
             assert client("connect", TARGETS["v4"], PORT) == "connected"
             assert not outside() & {TARGETS["v6"], TARGETS["v4"]}
             assert client("connect", netns.SERVER_END6, PORT) == "ConnectionRefusedError", "local networks stay local"
+
+    @pytest.mark.parametrize("families", ["both", "ipv4"])
+    def test_an_ipv6_socket_that_is_bound_to_another_interface_leaks_nothing(self, world, families):
+        code = (
+            "import errno, socket; sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM);"
+            "sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'wire');"
+            f"print(errno.errorcode[sock.connect_ex(('{TARGETS['v6']}', 53))])"
+        )
+        with running(world, "--families", families):
+            done = subprocess.run(
+                ["ip", "netns", "exec", CLIENT, sys.executable, "-c", code],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=30,
+            )
+            assert done.stdout == "ENETUNREACH\n", done.stderr
 
     @pytest.mark.parametrize("remedy", ["keeper", "down", "start"])
     def test_what_a_killed_tunnel_leaves_is_removed(self, world, remedy):
@@ -262,6 +410,32 @@ class TestInNamespaces:
             assert "192.0.2.1" in ip("-n", CLIENT, "rule", "show"), "others' rules are left alone"
         finally:
             ip("-n", CLIENT, "rule", "del", "to", "192.0.2.1", "table", "main", "priority", str(routes.PRIORITY + 3))
+
+    def test_a_start_waits_for_the_keeper_of_a_tunnel_that_was_killed_just_now(self, world):
+        with running(world) as (child, _):
+            keeper = keeper_of(child)
+            os.kill(keeper, signal.SIGSTOP)
+            child.kill()
+            child.wait(5)
+            later = threading.Timer(1.0, os.kill, (keeper, signal.SIGCONT))
+            later.start()
+            with running(world):
+                later.join()
+                assert client("connect", TARGETS["v4"], PORT) == "connected"
+
+    @pytest.mark.parametrize("case", ["killed with an answer unread", "device gone meanwhile"])
+    def test_nothing_is_left_when_the_end_comes_in_between(self, world, case):
+        done = subprocess.run(
+            ["ip", "netns", "exec", CLIENT, sys.executable, "-c", BETWEEN[case]],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+        assert put_in_place() == []
+        assert down().stdout == "removed 0 leftover rules, routes and addresses\n"
+        assert world.exists()
 
     def test_a_tunnel_whose_keeper_died_says_so(self, world):
         with running(world) as (child, log):
@@ -346,7 +520,7 @@ class TestInNamespaces:
         env = {"SSH_CONNECTION": f"{TARGETS['v4']} 5000 {CLIENT_END} 22"}
         with running(world, env=env), watching(SERVER, "wire", world / "wire.log") as outside:
             assert client("connect", TARGETS["v4"], PORT) == "connected"
-            assert TARGETS["v4"] in outside()
+            until(lambda: TARGETS["v4"] in outside(), "not outside", world / "wire.log")
 
     def test_other_connections_are_not_cut_without_force(self, world):
         with self.connection(world, "server", "2223") as alive:

@@ -71,8 +71,7 @@ def test_every_flag_is_a_key_and_every_key_but_credentials_a_flag():
 
 def test_flags_of_exec_are_keys_too():
     flags = set(inspect.signature(cli_routes.execute).parameters) - {"config", "command"}
-    assert flags <= set(settings.keys()) | {"dns_server"}
-    assert load({"proxy": "direct://", "dns_server": "192.0.2.53"}, None, {}).dns_server == "192.0.2.53"
+    assert flags <= set(settings.keys())
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,15 @@ def test_flags_of_exec_are_keys_too():
         ({"proxy": "direct://", "queues": True}, "queues: must be a whole number"),
         ({"proxy": "direct://", "up": 1}, "up: must be true or false"),
         ({"proxy": "direct://", "accept": "defered"}, 'did you mean "deferred"'),
-        ({"proxy": "direct://", "dns": "doh"}, "none of direct, over-tcp"),
+        ({"proxy": "direct://", "dns": "doh"}, "none of direct, over-tcp, fake-ip"),
+        ({"proxy": "direct://", "dns": "fake_ip"}, 'did you mean "fake-ip"'),
+        ({"proxy": "direct://", "dns": "fake-ip"}, "dns: fake-ip needs a proxy that resolves names"),
+        ({"proxy": "http://h", "dns": "fake-ip", "fake_ip_v4": "off", "fake_ip_v6": ""}, "fake-ip needs a range"),
+        ({"proxy": "http://h", "fake_ip_v4": "fc00::/18"}, 'fake_ip_v4: "fc00::/18" is not an IPv4 range'),
+        ({"proxy": "http://h", "dns": "fake-ip", "dns_address": "x"}, 'dns_address: "x" is no IP address'),
+        ({"proxy": "direct://", "dns_hijack": True}, "dns_hijack: needs dns_server"),
+        ({"proxy": "direct://", "dns_hijack": 1}, "dns_hijack: must be true or false"),
+        ({"proxy": "direct://", "dns_hijack": True, "dns_server": "dns.example"}, 'dns_server: "dns.example" is'),
         ({"proxy": "direct://", "qeues": 1}, 'qeues: unknown key; did you mean "queues"'),
         ({"queues": 1}, "proxy: is missing"),
         ({"proxy": "direct://", "password": "x"}, "password: needs a username"),
@@ -191,6 +198,16 @@ def test_exit_codes_of_what_does_not_start():
         result = CliRunner().invoke(app, ["proxy", "--listen", "127.0.0.1:0", *arguments])
         assert result.exit_code == 2
         assert SECRET not in result.output
+
+
+def test_counters_in_a_file_are_whole_and_its_trouble_is_named(tmp_path):
+    path = tmp_path / "counters.json"
+    cli_tunnel._save({"flows": 1}, path)
+    cli_tunnel._save({"flows": 2}, path)
+    assert json.loads(path.read_text(encoding="utf-8")) == {"flows": 2}
+    assert [item.name for item in tmp_path.iterdir()] == ["counters.json"]
+    with pytest.raises(ConfigError, match=r"stats_file: .*No such file"):
+        cli_tunnel._save({}, tmp_path / "none" / "counters.json")
 
 
 def test_a_summary_says_rates():

@@ -37,7 +37,12 @@ def execute(
     credentials_file: Annotated[str | None, typer.Option(help="A file whose first line is user:password.")] = None,
     mtu: Annotated[int | None, typer.Option(help="MTU; 8500 with offload, 1500 without.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
-    dns: Annotated[str | None, typer.Option(help="As for `t2s run`; over-tcp where none is set.")] = None,
+    dns: Annotated[
+        str | None,
+        typer.Option(
+            help="As for `t2s run`; fake-ip where none is set, over-tcp with --dns-server or without a proxy."
+        ),
+    ] = None,
     dns_server: Annotated[str | None, typer.Option(help="Resolver that the command asks, through the proxy.")] = None,
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug; warn by default.")] = None,
 ) -> None:
@@ -51,7 +56,7 @@ def execute(
 
     try:
         settings = load(given | {"auto_route": False}, config, os.environ)
-        words = executor.Command(words=command, dns_server=executor.check_server(settings.dns_server))
+        words = executor.Command(words=command, dns_server=executor.check_server(settings.tunnel.dns_server))
         tunnel = settings.tunnel
         if tunnel.log_level is None:
             tunnel = replace(tunnel, log_level=LOG_LEVEL)

@@ -6,6 +6,7 @@ SIGTERM lets open flows finish for the grace time; the second ends the process a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -57,7 +58,16 @@ def run(
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
     user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
     mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
-    dns: Annotated[str | None, typer.Option(help="direct, or over-tcp.")] = None,
+    dns: Annotated[str | None, typer.Option(help="direct, over-tcp or fake-ip.")] = None,
+    fake_ip_v4: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    fake_ip_v6: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
+    dns_address: Annotated[
+        str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")
+    ] = None,
+    dns_hijack: Annotated[
+        bool | None, typer.Option("--dns-hijack/--no-dns-hijack", help="It is one at every address.")
+    ] = None,
+    dns_server: Annotated[str | None, typer.Option(help="For queries to it that it does not answer itself.")] = None,
     accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
     congestion: Annotated[str | None, typer.Option(help="cubic or newreno, towards clients.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")] = None,
@@ -76,6 +86,9 @@ def run(
     loop_limit_ms: Annotated[int | None, typer.Option(help="Iterations longer than this are alarms; 0 off.")] = None,
     log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
     stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
+    stats_file: Annotated[
+        str | None, typer.Option(help="Keep all counters here as JSON, as often as --stats says and at the end.")
+    ] = None,
     grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")] = None,
     auto_route: Annotated[
         bool | None, typer.Option("--auto-route/--no-auto-route", help="Lead all traffic of this host into the tunnel.")
@@ -113,12 +126,14 @@ def run(
         _refuse(error)
     try:
         with keeper or nullcontext(), tunnel, _Signals() as signals, _metrics(settings, tunnel):
+            _save(tunnel.stats(), settings.stats_file)
             if keeper:
                 tell([("warn", warning) for warning in keeper.install(tunnel.name)])
                 tell([("info", f"routes: all traffic goes into {tunnel.name}")])
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
             tell(tunnel.lines())
             tunnel.stop(settings.grace)
+            _keep(tunnel.stats(), settings.stats_file)
     except T2sError as error:
         tell(tunnel.lines())
         _refuse(error)
@@ -216,6 +231,7 @@ def _watch(tunnel: Tunnel, settings: RunSettings, signals: _Signals, again: Any)
         if settings.stats is not None and now >= due + settings.stats:
             counters = tunnel.stats()
             typer.echo(summary(counters, before, now - due, now - started))
+            _keep(counters, settings.stats_file)
             before, due = counters, now
 
 
@@ -229,6 +245,26 @@ def _reload(tunnel: Tunnel, again: Any) -> None:
         typer.echo(f"error: not reloaded: {error}", err=True)
     else:
         typer.echo("info: credentials and log level reloaded", err=True)
+
+
+def _save(counters: Mapping[str, Any], file: Path | None) -> None:
+    """Write counters to a file that readers never see half written."""
+    if file is None:
+        return
+    part = file.with_name(f"{file.name}.part")
+    try:
+        part.write_text(json.dumps(counters), encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise ConfigError(f"stats_file: {file}: {error.strerror}") from None
+
+
+def _keep(counters: Mapping[str, Any], file: Path | None) -> None:
+    """Save counters while the tunnel runs, which does not end because a disk is full."""
+    try:
+        _save(counters, file)
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
 
 
 def summary(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed: float, uptime: float) -> str:

@@ -20,11 +20,11 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from t2s import namespace
 from t2s._core import ConfigError, T2sError, TunnelError, open_tun
-from t2s.routes import ADDRESSES, add_address, families, kernel, told_refusals
+from t2s.routes import ADDRESSES, add_address, add_default_route, families, kernel, told_refusals
 from t2s.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -33,12 +33,11 @@ if TYPE_CHECKING:
     from t2s.tunnel import TunnelConfig
 
 DNS_SERVER = "9.9.9.9"
-"""Resolver that the command asks where none is set, through the proxy: Quad9, which keeps no addresses."""
-DNS_MODE: Final = "over-tcp"
-"""How its queries travel where nothing is set: every proxy carries TCP."""
+"""Resolver that the command asks where none is set: Quad9, which keeps no addresses. With made-up addresses, the usual
+case, the tunnel answers in its place, and nobody asks it."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes for commands that cannot be started, as shells have them."""
-RESOLVERS = (Path("/run/systemd/resolve"), Path("/run/nscd"), Path("/var/run/nscd"))
+RESOLVERS = tuple(map(Path, ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/avahi-daemon")))
 """Folders with sockets of resolvers that would answer outside of the tunnel."""
 TURN_S = 0.2
 """Log lines wait at most this long, seconds."""
@@ -104,7 +103,10 @@ def _serve(
     fd, mtu = device
     try:
         # The user stays: whoever gives up the command's user can no longer send it signals.
-        inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or DNS_MODE, user=None)
+        inside = replace(config, tun=None, tun_fd=fd, mtu=mtu, queues=1, dns=config.dns or dns_mode(config), user=None)
+        if inside.dns == "fake-ip":
+            # Whichever resolver the command asks, the tunnel answers.
+            inside = replace(inside, dns_hijack=True)
         tunnel = Tunnel(inside)
     finally:
         os.close(fd)
@@ -169,7 +171,6 @@ def _become(
     except BaseException as error:  # noqa: BLE001 - nobody is above this process; its parent has to know
         pipe.sendall(json.dumps({"error": f"exec: {type(error).__name__}: {error}"}).encode())
     finally:
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -187,14 +188,14 @@ def _execute(words: Sequence[str]) -> int:
 def _settle(config: TunnelConfig, resolv_conf: Path) -> tuple[int, int]:
     """Make the namespaces with the device, its addresses and routes, and the resolver's file."""
     namespace.enter(user=os.geteuid() != 0)
-    # The tunnel looks at its device from outside, where another one must not have this name.
+    # Without root the tunnel cannot tell, outside, that the device is not here; another one must not have its name.
     fd, name, mtu = open_tun(f"t2s{os.getpid()}", mtu=config.mtu, offload=config.offload != "off")
     with kernel() as ipr, told_refusals():
         ipr.link("set", index=ipr.link_lookup(ifname="lo")[0], state="up")
         [index] = ipr.link_lookup(ifname=name)
         for family in families():
             if add_address(ipr, index, name, family, map(ipaddress.ip_interface, ADDRESSES)):
-                ipr.route("add", family=family, oif=index, dst="0.0.0.0/0" if family == socket.AF_INET else "::/0")
+                add_default_route(ipr, index, family)
     _resolve_here(resolv_conf)
     return fd, mtu
 
@@ -214,6 +215,12 @@ def _resolve_here(resolv_conf: Path) -> None:
         namespace.cover(target, resolv_conf)
     except OSError as error:
         raise TunnelError(f"exec: cannot replace {target}: {error.strerror}; make it a file that exists") from None
+
+
+def dns_mode(config: TunnelConfig) -> Literal["fake-ip", "over-tcp"]:
+    """Return how names are resolved where nothing is said: by the proxy; without one, or with a resolver, over TCP."""
+    direct = config.proxy.startswith("direct:")
+    return "over-tcp" if direct or config.dns_server is not None else "fake-ip"
 
 
 def check_server(text: str | None) -> str:

@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
 
 DOWN_S = 10.0
 """Time for a tunnel to end when `t2s down` asks, seconds, beyond which its grace time should not go."""
+START_S = 2.0
+"""Time for the keeper of a tunnel that was killed a moment ago to go, seconds."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 _ANSWER_BYTES = 65_536
 
@@ -59,7 +60,8 @@ class Keeper:
 
     def install(self, device: str) -> list[str]:
         """Lead all traffic into a device; return what is worth a warning."""
-        self._pipe.sendall(device.encode() + b"\n")
+        with contextlib.suppress(OSError):  # that it has died is told in place of its answer
+            self._pipe.sendall(device.encode())
         return self._answer()
 
     def close(self) -> None:
@@ -75,8 +77,10 @@ class Keeper:
 
     def _answer(self) -> list[str]:
         """Wait for an answer: lines, or an error, after which the keeper is gone."""
-        text = self._pipe.recv(_ANSWER_BYTES)
-        if not text:
+        text = b""
+        while not text.endswith(b"\n") and (part := _heard(self._pipe)):
+            text += part
+        if not text.endswith(b"\n"):
             self._reap()
             raise TunnelError("routes: their keeper has died; `t2s down` removes what it left")
         answer = json.loads(text)
@@ -107,13 +111,15 @@ def _keep(pipe: socket.socket, tunnel: int, settings: RouteSettings, inbound: In
         os.chdir("/")
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        with routes.take_lock() as lock, routes.kernel() as ipr:
-            routes.remove(ipr)
-            _say(pipe, lines=[])
-            if device := pipe.recv(_ANSWER_BYTES).decode().strip():
-                _say(pipe, lines=routes.install(ipr, device, settings, inbound))
-                _wait(pipe, lock, tunnel)
-            routes.remove(ipr)
+        with _lock_within(START_S) as lock, routes.kernel() as ipr:
+            try:
+                routes.remove(ipr)
+                _say(pipe, lines=[])
+                if device := _heard(pipe).decode():
+                    _say(pipe, lines=routes.install(ipr, device, settings, inbound))
+                    _wait(pipe, lock, tunnel)
+            finally:
+                routes.remove(ipr)
         _say(pipe, lines=[])
         code = 0
     except T2sError as error:
@@ -121,7 +127,6 @@ def _keep(pipe: socket.socket, tunnel: int, settings: RouteSettings, inbound: In
     except BaseException as error:  # noqa: BLE001 - nobody is above this process; its parent has to know
         _say(pipe, error=f"routes: {type(error).__name__}: {error}")
     finally:
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -129,16 +134,25 @@ def _wait(pipe: socket.socket, lock: socket.socket, tunnel: int) -> None:
     """Wait for the end of the pipe, and tell those who ask whose routes these are."""
     while True:
         ready, _, _ = select.select([pipe, lock], [], [])
-        if pipe in ready and not pipe.recv(_ANSWER_BYTES):
+        if pipe in ready and not _heard(pipe):
             return
         if lock in ready:
             with lock.accept()[0] as asking, contextlib.suppress(OSError):  # it may have gone
                 asking.send(str(tunnel).encode())
 
 
+def _heard(pipe: socket.socket) -> bytes:
+    """Return what the other end says; nothing when it has ended, which is an error where it had an answer unread."""
+    try:
+        return pipe.recv(_ANSWER_BYTES)
+    except OSError:
+        return b""
+
+
 def _say(pipe: socket.socket, **answer: object) -> None:
+    """Send a line."""
     with contextlib.suppress(OSError):  # nobody is there any more
-        pipe.sendall(json.dumps(answer).encode())
+        pipe.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def down() -> tuple[int | None, int]:
@@ -156,8 +170,18 @@ def down() -> tuple[int | None, int]:
         # A keeper whose parent is another one by now has lost its tunnel, and is about to go by itself.
         if holder.tunnel and _parent(holder.process) == holder.tunnel:
             ended = holder.tunnel
-            os.kill(ended, signal.SIGTERM)
-    with _lock_within(DOWN_S), routes.kernel() as ipr:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ended, signal.SIGTERM)
+    try:
+        lock = _lock_within(DOWN_S)
+    except TunnelError:
+        if ended is None:
+            raise
+        raise TunnelError(
+            f"down: the tunnel of process {ended} has not ended within {DOWN_S:.0f} s (it may wait for its --grace); "
+            "`t2s down` once more ends it at once"
+        ) from None
+    with lock, routes.kernel() as ipr:
         return ended, routes.remove(ipr)
 
 

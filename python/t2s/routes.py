@@ -9,15 +9,17 @@ without a file. Rules of either family, by priority:
 | +3 | to what is excluded                | goto +9 |
 | +4 | main table but its default route   | local networks stay local |
 | +5 | all else                           | the tunnel's table |
+| +6 | what the tunnel does not take      | unreachable; up to +8, see `_filters` |
 | +9 | nothing                            | where the jumps land |
 
-The tunnel's table has a default route into the device for each family that is carried, and an unreachable one behind
-it for both, so that nothing leaks when a family is not carried or the device goes away. pyroute2 is imported when it
-is first needed.
+The tunnel's table has a default route into the device for each family that is carried. What is behind it lets nothing
+leak when a family is not carried, a socket is bound to another interface, or the device goes away. pyroute2 is
+imported when it is first needed.
 """
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -50,8 +52,8 @@ PROTOCOL = 116
 """Who put a rule, route or address in place (`linux/rtnetlink.h`, `RTPROT_*`; 116 is nobody's there)."""
 ADDRESSES = ("10.255.116.50/32", "fdfe:7432::1/128")
 """The device's addresses where none are set: single ones, so that no network of the machine is hidden by them."""
-FALLBACK = 4096
-"""Metric of the unreachable route behind the default one, which has IPv6's 1,024 at most; see `_loosen`."""
+TUNNEL, NOWHERE, END = PRIORITY + 5, PRIORITY + 6, PRIORITY + 9
+"""Priorities of the rules that lead into the tunnel, and nowhere, and of the last one."""
 LINK_ONLY = {socket.AF_INET: ("224.0.0.0/4", "255.255.255.255/32"), socket.AF_INET6: ()}
 """What no tunnel can carry and local services need; IPv6 multicast is in the kernel's own local table."""
 WIDE = {socket.AF_INET: 7, socket.AF_INET6: 3}
@@ -63,7 +65,13 @@ LOCK = "\0t2s-routes"
 ANSWER_S = 2.0
 """Time for the owner to say who it is, seconds."""
 
-_GOTO, _NOP, _UNREACHABLE = 2, 3, 7  # linux/fib_rules.h `FR_ACT_*`, and `RTN_UNREACHABLE`
+PASSES = 5
+"""Looks for what is left, since what goes by itself meanwhile can hide the rest."""
+SHOWN = 5
+"""Connections that are named in one message."""
+
+_GOTO, _NOP, _UNREACHABLE = 2, 3, 7  # linux/fib_rules.h `FR_ACT_*`
+_GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _NODAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # linux/if_addr.h `IFA_F_*`
 _MAIN = 254
 _STRICT, _LOOSE = 1, 2
@@ -107,12 +115,19 @@ class RouteSettings:
 
 
 def is_here(proxy: str) -> bool:
-    """Whether a proxy's URL names this very machine, by a loopback address."""
+    """Whether a proxy's URL names this very machine, by one of its addresses."""
     try:
         host = urlsplit(proxy).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         return False  # a name, or no URL, which is the core's to judge
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False  # only an address of its own can be bound
+    return True
 
 
 def _parse(key: str, text: str, parse: Any) -> Any:
@@ -158,12 +173,12 @@ class Owner:
 
 
 def owner() -> Owner | None:
-    """Return who owns this namespace's routes, or None for nobody."""
+    """Return who owns this namespace's routes, or None for nobody, or nobody who answers."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(ANSWER_S)
         try:
             probe.connect(LOCK)
-        except ConnectionRefusedError:
+        except OSError:  # refused, or a stranger who has the name and takes no calls
             return None
         process, user, _ = struct.unpack("=iII", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         try:
@@ -206,26 +221,33 @@ def _install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -
     warnings: list[str] = []
     before = _ways(ipr, inbound.checked)
     _check_addresses(ipr, index, settings.addresses)
-    metric = FALLBACK + _loosen(device)
+    filters = _filters(device)
+    strict = 1 + filters["all"] if _STRICT in filters.values() and settings.carries(socket.AF_INET) else 0
+    if any(filters.values()) and not settings.carries(socket.AF_INET):
+        warnings.append(
+            "routes: IPv4 is not carried, so that rp_filter drops the answers of an IPv4 proxy that is not local; set "
+            "it to 0, or name an IPv6 proxy"
+        )
     for family in families():
         warnings += _wide_routes(ipr, family)
-        everything = "0.0.0.0/0" if family == socket.AF_INET else "::/0"
-        ours = {"family": family, "table": TABLE, "proto": PROTOCOL, "dst": everything}
-        ipr.route("add", type=_UNREACHABLE, priority=metric, **ours)
         if settings.carries(family) and add_address(ipr, index, device, family, settings.addresses):
-            ipr.route("add", oif=index, **ours)
-        for rule in _rules(family, settings, inbound):
+            add_default_route(ipr, index, family, table=TABLE, proto=PROTOCOL)
+        for rule in _rules(family, settings, inbound, strict):
             ipr.rule("add", family=family, protocol=PROTOCOL, **rule)
+    if strict:
+        _filter(_LOOSE)
     after = _ways(ipr, inbound.checked)
     cut = sorted({str(item) for item in inbound.checked if before[item.peer] != after[item.peer]})
     cut += [str(item) for item in inbound.hidden]
-    if cut and not settings.force:
-        shown = ", ".join(cut[:5]) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
+    if not cut:
+        return warnings
+    shown = ", ".join(cut[:SHOWN]) + (f" and {len(cut) - SHOWN} more" if len(cut) > SHOWN else "")
+    if not settings.force:
         raise TunnelError(
             f"routes: these connections would be cut: {shown}. Keep them with --exclude and the far ends' networks, or "
             "give --force to go on without them"
         )
-    return warnings + [f"routes: cut, as --force says: {item}" for item in cut]
+    return [*warnings, f"routes: cut, as --force says: {shown}"]
 
 
 def families() -> Iterator[socket.AddressFamily]:
@@ -235,11 +257,11 @@ def families() -> Iterator[socket.AddressFamily]:
         yield socket.AF_INET6
 
 
-def _rules(family: int, settings: RouteSettings, inbound: Inbound) -> Iterator[dict[str, Any]]:
+def _rules(family: int, settings: RouteSettings, inbound: Inbound, strict: int) -> Iterator[dict[str, Any]]:
     """Name the rules of a family; what leads into the tunnel comes last, when all exceptions stand."""
-    version, end = 4 if family == socket.AF_INET else 6, PRIORITY + 9
-    jump = {"action": _GOTO, "goto": end}
-    yield {"priority": end, "action": _NOP}
+    version = 4 if family == socket.AF_INET else 6
+    jump = {"action": _GOTO, "goto": END}
+    yield {"priority": END, "action": _NOP}
     yield {"priority": PRIORITY, "fwmark": settings.mark, **jump}
     for port in inbound.ports:
         yield {"priority": PRIORITY + 1, "ip_proto": socket.IPPROTO_TCP, "sport_range": f"{port}:{port}", **jump}
@@ -251,7 +273,8 @@ def _rules(family: int, settings: RouteSettings, inbound: Inbound) -> Iterator[d
             wanted = {"dst": str(network.network_address), "dst_len": network.prefixlen} if network.prefixlen else {}
             yield {"priority": PRIORITY + 3, **wanted, **jump}
     yield {"priority": PRIORITY + 4, "table": _MAIN, "suppress_prefixlen": 0}
-    yield {"priority": PRIORITY + 5, "table": TABLE}
+    yield {"priority": TUNNEL, "table": TABLE}
+    yield {"priority": NOWHERE + strict, "action": _UNREACHABLE}
 
 
 def add_address(ipr: Any, index: int, device: str, family: int, addresses: Iterable[Interface]) -> bool:
@@ -264,6 +287,11 @@ def add_address(ipr: Any, index: int, device: str, family: int, addresses: Itera
         flags |= _NO_PREFIX_ROUTE
     ipr.addr("replace", index=index, address=str(own.ip), prefixlen=own.network.prefixlen, flags=flags, proto=PROTOCOL)
     return True
+
+
+def add_default_route(ipr: Any, index: int, family: int, **more: int) -> None:
+    """Lead what has no other way into the device."""
+    ipr.route("add", family=family, oif=index, dst="0.0.0.0/0" if family == socket.AF_INET else "::/0", **more)
 
 
 def _check_addresses(ipr: Any, index: int, addresses: Iterable[Interface]) -> None:
@@ -298,31 +326,26 @@ def _ways(ipr: Any, inbound: Iterable[Any]) -> dict[Address, Any]:
     return ways
 
 
-def _loosen(device: str) -> int:
-    """Let replies to marked sockets pass a strict reverse-path filter; return what tells `_tighten` what was there.
+def _filters(device: str) -> dict[str, int]:
+    """Return how strictly interfaces filter by the reverse path, by name; `all` is what holds for each at least.
 
-    The filter looks the way back up without the mark, finds the tunnel, and would drop what comes in elsewhere. Loose
-    filtering for all interfaces is the larger of both settings, so that one value changes and comes back. What it was
-    lives in the fallback route's metric, since it must be known after the death of whoever changed it.
+    A strict filter looks the way back up without the mark, finds the tunnel, and would drop what comes in elsewhere. It
+    is made loose for all interfaces, since one value changes then and comes back. What it was lives in the priority of
+    the rule to nowhere, +6 and one more than it, as it must be known after the death of whoever changed it.
     """
-    default = _sysctl("ipv4/conf/all/rp_filter") or 0
+    common = _sysctl("ipv4/conf/all/rp_filter") or 0
     names = [entry.name for entry in Path("/proc/sys/net/ipv4/conf").iterdir() if entry.name not in {device, "lo"}]
-    if not any(max(default, _sysctl(f"ipv4/conf/{name}/rp_filter") or 0) == _STRICT for name in names):
-        return 0
+    return {name: max(common, _sysctl(f"ipv4/conf/{name}/rp_filter") or 0) for name in names}
+
+
+def _filter(value: int) -> None:
+    """Set the reverse-path filter of all interfaces."""
     try:
-        Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text(f"{_LOOSE}\n", encoding="ascii")
+        Path("/proc/sys/net/ipv4/conf/all/rp_filter").write_text(f"{value}\n", encoding="ascii")
     except OSError as error:
         raise TunnelError(
-            f"routes: net.ipv4.conf.all.rp_filter must be {_LOOSE} and cannot be set: {error.strerror}"
+            f"routes: net.ipv4.conf.all.rp_filter must be {value} and cannot be set: {error.strerror}"
         ) from None
-    return 1 + default
-
-
-def _tighten(metric: int) -> None:
-    """Undo `_loosen`, unless somebody else has changed the setting since."""
-    path = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
-    if metric > FALLBACK and _sysctl("ipv4/conf/all/rp_filter") == _LOOSE:
-        path.write_text(f"{metric - FALLBACK - 1}\n", encoding="ascii")
 
 
 def _sysctl(name: str) -> int | None:
@@ -339,34 +362,49 @@ def remove(ipr: Any) -> int:
     address is touched.
     """
     with told_refusals():
-        return _remove(ipr)
+        found = _remove(ipr)
+        for _ in range(PASSES):
+            if not found or not _remove(ipr):
+                return found
+    raise TunnelError("routes: something is left, or comes back; `t2s down` tries again")
 
 
 def _remove(ipr: Any) -> int:
     removed = 0
     for family in families():
-        mine = [
-            rule
-            for rule in ipr.get_rules(family=family)
-            if rule.get_attr("FRA_PROTOCOL") == PROTOCOL
-            and PRIORITY <= (rule.get_attr("FRA_PRIORITY") or 0) <= PRIORITY + 9
-        ]
-        if mine:
-            ipr.flush_rules(
-                family=family, protocol=PROTOCOL, priority=lambda at: at is not None and PRIORITY <= at <= PRIORITY + 9
-            )
+        rules = [rule for rule in ipr.get_rules(family=family) if rule.get_attr("FRA_PROTOCOL") == PROTOCOL]
+        own = [at for rule in rules if PRIORITY <= (at := rule.get_attr("FRA_PRIORITY") or 0) <= END]
+        # From the last one on, so that the exceptions stand as long as something leads into the tunnel.
+        for at in sorted(set(own), key=lambda at: (at == END, -at)):
+            # Unless somebody else has changed the setting since.
+            if family == socket.AF_INET and NOWHERE < at < END and _sysctl("ipv4/conf/all/rp_filter") == _LOOSE:
+                _filter(at - NOWHERE - 1)
+            with _may_be_gone():
+                ipr.flush_rules(family=family, protocol=PROTOCOL, priority=at)
+        removed += len(own)
+    for family in families():
         routes = [route for route in ipr.get_routes(family=family, table=TABLE) if route["proto"] == PROTOCOL]
-        if family == socket.AF_INET:
-            for route in routes:
-                if route["type"] == _UNREACHABLE:
-                    _tighten(route.get_attr("RTA_PRIORITY") or 0)
         if routes:
-            ipr.flush_routes(family=family, table=TABLE, proto=PROTOCOL)
-        removed += len(mine) + len(routes)
+            with _may_be_gone():
+                ipr.flush_routes(family=family, table=TABLE, proto=PROTOCOL)
+        removed += len(routes)
     # A device that goes takes its addresses along; one that stays, since others made it, must lose ours.
     for held in list(ipr.get_addr()):
         if held.get_attr("IFA_PROTO") == PROTOCOL:
             text = held.get_attr("IFA_LOCAL") or held.get_attr("IFA_ADDRESS")
-            ipr.addr("del", index=held["index"], address=text, prefixlen=held["prefixlen"])
+            with _may_be_gone():
+                ipr.addr("del", index=held["index"], address=text, prefixlen=held["prefixlen"])
             removed += 1
     return removed
+
+
+@contextmanager
+def _may_be_gone() -> Iterator[None]:
+    """Let a device that goes at the same time, as after `kill -9`, take along what is being removed."""
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as in `kernel`
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in _GONE:
+            raise

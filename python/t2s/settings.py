@@ -36,12 +36,12 @@ class RunSettings:
     tunnel: TunnelConfig
     stats: float | None = None
     """A line of counters every so many seconds."""
+    stats_file: Path | None = None
+    """Where all counters stand as JSON: from the start, as often as `stats` says, and at the end."""
     grace: float = GRACE_S
     """Time for open flows after a signal, seconds."""
     routes: RouteSettings | None = None
     """Lead all traffic into the tunnel."""
-    dns_server: str | None = None
-    """Resolver of `t2s exec`."""
     metrics: tuple[str, int] | None = None
     """Address and port of the Prometheus metrics."""
 
@@ -52,6 +52,7 @@ class _Own:
 
     credentials_file: str | None = None
     stats: float | None = None
+    stats_file: str | None = None
     grace: float | None = None
     auto_route: bool | None = None
     exclude: list[str] | None = None
@@ -59,13 +60,6 @@ class _Own:
     families: Families | None = None
     force: bool | None = None
     metrics: str | int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Exec:
-    """Keys of `t2s exec`, which `t2s run` leaves alone."""
-
-    dns_server: str | None = None
 
 
 def keys() -> list[str]:
@@ -82,7 +76,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     if "proxy" not in merged:
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
-    own = {item.name: merged.pop(item.name, None) for of in (_Own, _Exec) for item in dataclasses.fields(of)}
+    own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_Own)}
     for key in ("stats", "grace"):
         value = own[key]
         if value is not None and not (value > 0 if key == "stats" else value >= 0):
@@ -91,8 +85,8 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     return RunSettings(
         tunnel=TunnelConfig.from_mapping(merged),
         routes=routes,
-        dns_server=own["dns_server"],
         stats=own["stats"],
+        stats_file=None if own["stats_file"] is None else Path(own["stats_file"]),
         grace=GRACE_S if own["grace"] is None else own["grace"],
         metrics=None if own["metrics"] is None else listen_address("metrics", own["metrics"]),
     )
@@ -160,7 +154,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     lines = key_lines(text)
-    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own) | get_type_hints(_Exec)
+    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own)
     found: dict[str, Any] = {}
     for written, value in tree.items():
         key, place = written.replace("-", "_"), f"{file}:{lines.get((written,), 1)}"

@@ -67,8 +67,18 @@ class TunnelConfig:
     """Congestion control towards the client."""
     pipeline: Literal["auto", "on", "off"] | None = None
     """Send the SOCKS5 greeting and request in one segment."""
-    dns: Literal["direct", "over-tcp"] | None = None
-    """Carry DNS queries as datagrams like any other, or over TCP."""
+    dns: Literal["direct", "over-tcp", "fake-ip"] | None = None
+    """Carry DNS queries as datagrams like any other, or over TCP; or answer with made-up addresses for names."""
+    fake_ip_v4: str | None = None
+    """The range of made-up IPv4 addresses, or `off`."""
+    fake_ip_v6: str | None = None
+    """The range of made-up IPv6 addresses, or `off`."""
+    dns_address: str | None = None
+    """Addresses at which the tunnel is a name server, with commas between; with `fake-ip` the first of each range."""
+    dns_hijack: bool | None = None
+    """Take queries to every address for queries to the tunnel's own."""
+    dns_server: str | None = None
+    """Where queries to the tunnel's own address go that it does not answer: an IP address, or `address:port`."""
     icmp_echo: bool | None = None
     """Answer pings to any address."""
     max_tcp_flows: int | None = None
@@ -217,6 +227,7 @@ class Tunnel:
                 "client_port": port,
                 "target": text,
                 "target_port": port,
+                "domain": text,
                 "state": text,
                 "bytes_up": number,
                 "bytes_down": number,

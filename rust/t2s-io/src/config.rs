@@ -10,6 +10,7 @@ use t2s_core::time::SECONDS;
 
 use crate::dial::{Credentials, ProxyUrl, Scheme, UrlError};
 use crate::log::Level;
+use crate::resolver::Plan;
 use crate::sys;
 use crate::tun::DeviceConfig;
 
@@ -54,6 +55,8 @@ pub enum DnsMode {
     Direct,
     /// They travel through the proxy over TCP (RFC 7766).
     OverTcp,
+    /// The tunnel answers those to its own address with made-up addresses; what connects to these is dialled by name.
+    FakeIp,
 }
 
 /// Whether greeting and request go to the proxy in one segment.
@@ -103,6 +106,17 @@ pub struct TunnelConfig {
     pub pipeline: Pipeline,
     /// What happens to DNS queries.
     pub dns: DnsMode,
+    /// The range of fake IPv4 addresses; `off`: none.
+    pub fake_ip_v4: String,
+    /// The range of fake IPv6 addresses; `off`: none.
+    pub fake_ip_v6: String,
+    /// Addresses at which the tunnel is a name server, with commas between; with fake addresses the first of each range
+    /// if not told, else none.
+    pub dns_address: Option<String>,
+    /// It is one at every address.
+    pub dns_hijack: bool,
+    /// Where queries to these go that are not answered here: an IP address, or `address:port`.
+    pub dns_server: Option<String>,
     /// Answer ICMP echo requests to any address.
     pub icmp_echo: bool,
     /// TCP flows at once, over all workers.
@@ -147,6 +161,13 @@ impl Default for TunnelConfig {
             congestion: CongestionControl::Cubic,
             pipeline: Pipeline::Auto,
             dns: DnsMode::Direct,
+            // RFC 2544's range for benchmarks, which nothing on the Internet has, and a part of fc00::/8, which RFC 4193
+            // leaves undefined.
+            fake_ip_v4: "198.18.0.0/15".into(),
+            fake_ip_v6: "fc00::/18".into(),
+            dns_address: None,
+            dns_hijack: false,
+            dns_server: None,
             icmp_echo: true,
             max_tcp_flows: 65_536,
             max_pending_connects: 4_096,
@@ -186,6 +207,14 @@ pub enum ConfigError {
     /// The checksum kernel.
     #[error("checksum: {0}")]
     Checksum(String),
+    /// DNS settings that cannot be, or not together.
+    #[error("{key}: {why}")]
+    Dns {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A number outside its range.
     #[error("{key} must lie between {min} and {max}, not {value}")]
     Range {
@@ -231,6 +260,7 @@ impl TunnelConfig {
             return Err(ConfigError::PasswordAlone);
         }
         self.kernel()?;
+        Plan::new(self)?;
         range("queues", self.queues.into(), 1, 256)?;
         range("mtu", self.mtu.unwrap_or(1_500).into(), 1_280, 65_535)?;
         range("max_tcp_flows", self.max_tcp_flows, 1, 4_000_000)?;
@@ -293,6 +323,9 @@ impl TunnelConfig {
                 },
                 connect_timeout: u64::from(self.connect_timeout) * SECONDS,
                 idle_timeout: u64::from(self.tcp_idle_timeout) * SECONDS,
+                // Half-closed is open: who may still speak may be silent for as long as on any other flow. The short limit
+                // is for hosts whose own application is gone.
+                fin_wait2: u64::from(self.tcp_idle_timeout) * SECONDS,
                 ..base.tcp.clone()
             },
             // One turn of a worker may bring a whole batch of one client before its upstream gets its share.
@@ -345,6 +378,13 @@ mod tests {
         assert!(told(r#"{"proxy": "direct://", "mtu": 70000}"#).starts_with("mtu: "));
         assert_eq!(told(r#"{"proxy": "direct://", "password": 70143}"#), "password: is not a string");
         assert_eq!(told(r#"{"proxy": "direct://", "password": "x"}"#), "password: needs a username");
+    }
+
+    #[test]
+    fn a_half_closed_flow_may_be_idle_as_long_as_an_open_one() {
+        let config = TunnelConfig { proxy: "direct://".into(), tcp_idle_timeout: 600, ..TunnelConfig::default() };
+        let tcp = config.stack(1500, Offload::default(), Secrets::fixed(1), Kernel::auto()).tcp;
+        assert_eq!((tcp.idle_timeout, tcp.fin_wait2), (600 * SECONDS, 600 * SECONDS));
     }
 
     #[test]

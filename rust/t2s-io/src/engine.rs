@@ -23,6 +23,7 @@ use crate::dial::{Credentials, Route, guide};
 use crate::log::{Level, Logger, Sink};
 use crate::privilege::{self, PrivilegeError, Successor};
 use crate::rates::Rates;
+use crate::resolver::{Plan, Resolver};
 use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::event::Waker;
@@ -133,6 +134,7 @@ impl Tunnel {
         config.check()?;
         let url = config.proxy_url().map_err(ConfigError::from)?;
         let kernel = config.kernel()?;
+        let plan = Plan::new(&config)?;
         let successor = config.user.as_deref().map(Successor::find).transpose()?;
         let mut route =
             Route::resolve(&url).map_err(|error| StartError::Resolve { host: url.host.to_string(), error })?;
@@ -165,6 +167,7 @@ impl Tunnel {
             stopping: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             udp_refusal_told: AtomicBool::new(false),
+            resolver: Resolver::new(plan, secrets()?.flow_hash),
             config,
         });
         shared.logger.say(
@@ -174,6 +177,12 @@ impl Tunnel {
                 device.name, device.mtu, device.offload.tso, device.offload.uso
             ),
         );
+        if shared.resolver.has_names() {
+            let own: Vec<String> = shared.resolver.own().iter().map(ToString::to_string).collect();
+            shared
+                .logger
+                .say(Level::Info, format_args!("dns: fake addresses, from the name server at {}", own.join(", ")));
+        }
         let (mut peers, mut inboxes) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
         for _ in 0..workers {
             let (packets, inbox) = mpsc::sync_channel(FOREIGN);
@@ -274,7 +283,8 @@ impl Tunnel {
     pub fn stats(&self) -> TunnelStats {
         let workers = self.ask(Command::Stats, |last| Some(last.clone()));
         let uptime = monotonic_nanos().saturating_sub(self.started) as f64 / 1e9;
-        TunnelStats::sum(&workers, &self.pool.stats(), uptime)
+        let (fake_names, fake_evicted) = self.shared.resolver.counts();
+        TunnelStats { fake_names, fake_evicted, ..TunnelStats::sum(&workers, &self.pool.stats(), uptime) }
     }
 
     /// A row for each TCP flow and each UDP session.

@@ -13,6 +13,7 @@ pub mod privilege;
 pub mod proxy;
 mod rates;
 pub mod replay;
+mod resolver;
 pub mod sys;
 pub mod tun;
 pub mod worker;

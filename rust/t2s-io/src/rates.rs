@@ -67,6 +67,7 @@ mod tests {
             protocol: "tcp",
             client: end,
             target: end,
+            domain: None,
             state: None,
             bytes_up,
             bytes_down: bytes_up * 2,

@@ -107,9 +107,10 @@ impl Tunnel {
     }
 
     /// Return a dict for each TCP flow and each UDP session: `worker`, `protocol`, `client` and `target` as `(address,
-    /// port)`, `state` (None for UDP), `bytes_up`, `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since
-    /// its SYN at which the proxy was reached (`connect_ns`), had answered (`reply_ns`) and the target's first byte came
-    /// (`first_byte_ns`); 0 for what has not happened yet.
+    /// port)`, `domain` (the name that `target` stands for, None for a real address), `state` (None for UDP), `bytes_up`,
+    /// `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since its SYN at which the proxy was reached
+    /// (`connect_ns`), had answered (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not
+    /// happened yet.
     ///
     /// Rates are bytes a second since the call before, and since the flow's start at the first; calls within half a
     /// second of each other return the same rates. The target of a UDP session is that of its first datagram.
@@ -122,6 +123,7 @@ impl Tunnel {
                 dict.set_item("protocol", row.protocol)?;
                 dict.set_item("client", end_of(row.client))?;
                 dict.set_item("target", end_of(row.target))?;
+                dict.set_item("domain", row.domain)?;
                 dict.set_item("state", row.state)?;
                 dict.set_item("bytes_up", row.bytes_up)?;
                 dict.set_item("bytes_down", row.bytes_down)?;

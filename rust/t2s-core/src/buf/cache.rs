@@ -99,6 +99,12 @@ impl PoolCache {
         }
     }
 
+    /// Flushes, and has the pool unmap what lies idle: see [`super::Pool::give_back`].
+    pub fn give_back(&mut self) {
+        self.flush();
+        self.pool.give_back();
+    }
+
     /// The loaded magazine is empty: take the previous one, else a full one from the depot.
     #[cold]
     #[inline(never)]

@@ -383,7 +383,7 @@ impl Shared {
         }
     }
 
-    fn give_back(&self) {
+    pub(super) fn give_back(&self) {
         for class in 0..CLASSES.len() {
             let mut shelf = self.lock(class);
             let excess = shelf.excess();

@@ -7,10 +7,12 @@
 mod fake;
 mod message;
 mod name;
+mod respond;
 
-pub use fake::{FakePool, FakeRange};
-pub use message::{Class, Key, Kind, Message, Record, ResponseCode, Section, respond};
+pub use fake::{FakePool, FakeRange, FakeRanges};
+pub use message::{Class, Key, Kind, Message, Record, ResponseCode, Section};
 pub use name::Name;
+pub use respond::{respond, respond_malformed, respond_name};
 
 /// Why a message is refused; counted as [`crate::stats::DropReason::DnsMalformed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

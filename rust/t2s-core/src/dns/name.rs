@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::hash::{Hash, Hasher};
+use core::net::IpAddr;
 
 use super::Malformed;
 
@@ -75,6 +76,41 @@ impl Name {
             rest = tail.get(usize::from(len)..)?;
             Some(label)
         })
+    }
+
+    /// The name as a proxy is told it: `None` for the root, and for labels with anything but letters, digits, `-` and `_`,
+    /// which no host has (RFC 1123, section 2.1) and which might mean something where names are written as text.
+    pub fn host(&self) -> Option<String> {
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        let plain = self.labels().flatten().all(|&byte| good(byte));
+        (plain && self.len > 1).then(|| self.to_string())
+    }
+
+    /// The address that a name under `in-addr.arpa` (RFC 1035, section 3.5) or `ip6.arpa` (RFC 3596, section 2.5) stands
+    /// for.
+    pub fn reverse(&self) -> Option<IpAddr> {
+        let mut labels: Vec<&[u8]> = self.labels().collect();
+        labels.reverse();
+        match labels.as_slice() {
+            [b"arpa", b"in-addr", octets @ ..] => {
+                let mut address = [0; 4];
+                for (byte, label) in address.iter_mut().zip(octets) {
+                    // `parse` takes a sign, which no octet has.
+                    let digits = label.iter().all(u8::is_ascii_digit);
+                    *byte = core::str::from_utf8(label).ok().filter(|_| digits)?.parse().ok()?;
+                }
+                (octets.len() == address.len()).then(|| IpAddr::V4(address.into()))
+            }
+            [b"arpa", b"ip6", nibbles @ ..] => {
+                let mut address = 0_u128;
+                for label in nibbles {
+                    let [digit] = label else { return None };
+                    address = address << 4 | u128::from(char::from(*digit).to_digit(16)?);
+                }
+                (nibbles.len() == 32).then(|| IpAddr::V6(address.into()))
+            }
+            _ => None,
+        }
     }
 
     /// Appends a label; the caller keeps to the limits.
@@ -208,6 +244,32 @@ mod tests {
         let longest = [["a".repeat(63).as_str(); 3].join("."), "a".repeat(61)].join(".");
         assert_eq!(Name::from_text(&longest).map(|name| name.as_bytes().len()), Some(255));
         assert_eq!(Name::from_text(&format!("{longest}a")), None);
+    }
+
+    #[test]
+    fn hosts_and_addresses() {
+        let name = |text: &str| Name::from_text(text).expect("good");
+        assert_eq!(name("_Sip.x-1.example.").host().as_deref(), Some("_sip.x-1.example"));
+        for bad in [".", "a b", "a:80", "a/b", "[::1]", "b\u{fc}cher.example"] {
+            assert_eq!(name(bad).host(), None, "{bad}");
+        }
+        let address = |text: &str| name(text).reverse().map(|address| address.to_string());
+        assert_eq!(address("7.0.18.198.in-addr.arpa").as_deref(), Some("198.18.0.7"));
+        let v6 = format!("1.{}c.F.IP6.arpa", "0.".repeat(29));
+        assert_eq!(address(&v6).as_deref(), Some("fc00::1"));
+        for bad in [
+            "in-addr.arpa",
+            "18.198.in-addr.arpa",
+            "1.7.0.18.198.in-addr.arpa",
+            "+7.0.18.198.in-addr.arpa",
+            "256.0.18.198.in-addr.arpa",
+            "7.0.18.198.example",
+            "c.f.ip6.arpa",
+            &format!("0.{v6}"),
+            &v6.replacen('1', "10", 1),
+        ] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
     }
 
     #[test]

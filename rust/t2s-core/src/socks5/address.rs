@@ -6,7 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::{Error, FIELD_MAX};
 
 const TYPE_V4: u8 = 1;
-const TYPE_DOMAIN: u8 = 3;
+pub(super) const TYPE_DOMAIN: u8 = 3;
 const TYPE_V6: u8 = 4;
 
 /// Longest address on the wire: type, length, 255 bytes of name, port.

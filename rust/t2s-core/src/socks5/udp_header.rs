@@ -2,11 +2,13 @@
 
 use core::net::SocketAddr;
 
-use super::address::{AddressRef, BadAddress, emit_ip};
+use super::address::{AddressRef, BadAddress, TYPE_DOMAIN, emit_ip};
 use crate::buf::Buf;
 
-/// Longest header that is written: with an IPv6 address; what a sender needs as headroom.
+/// Longest header with an address: an IPv6 one; what a sender needs as headroom.
 pub const HEADER_MAX: usize = 3 + 19;
+/// Longest header with a name.
+pub const DOMAIN_HEADER_MAX: usize = 3 + super::address::ADDRESS_MAX;
 
 /// Why a relayed datagram is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +53,20 @@ pub fn emit(address: SocketAddr, out: &mut [u8]) -> Option<usize> {
 #[must_use]
 pub fn prepend(datagram: &mut Buf, address: SocketAddr) -> bool {
     datagram.prepend(header_len(address)).and_then(|room| emit(address, room)).is_some()
+}
+
+/// Puts the header for a name, which the relay resolves, in front of a datagram; false, and the datagram unchanged, if it
+/// has not that much headroom ([`DOMAIN_HEADER_MAX`] is always enough), or the name is empty or longer than 255 bytes.
+#[must_use]
+pub fn prepend_domain(datagram: &mut Buf, name: &str, port: u16) -> bool {
+    let Some(len) = u8::try_from(name.len()).ok().filter(|&len| len > 0) else { return false };
+    let Some(room) = datagram.prepend(3 + 1 + 1 + name.len() + 2) else { return false };
+    let (head, rest) = room.split_at_mut(5);
+    head.copy_from_slice(&[0, 0, 0, TYPE_DOMAIN, len]);
+    let (text, tail) = rest.split_at_mut(name.len());
+    text.copy_from_slice(name.as_bytes());
+    tail.copy_from_slice(&port.to_be_bytes());
+    true
 }
 
 /// Reads the header of a datagram from a relay: the address that it is from, and where its payload starts. `None` for
@@ -121,6 +137,24 @@ mod tests {
         // 8 bytes of headroom are left.
         assert!(!prepend(&mut datagram, v4));
         assert_eq!(datagram.len(), 3 + 10 + 22);
+    }
+
+    #[test]
+    fn names_go_in_front_too() {
+        let mut pool = Pool::new(PoolConfig { ceiling_bytes: 1 << 20, ..PoolConfig::default() }).cache();
+        let longest = "a".repeat(255);
+        for name in ["a", "name.example", longest.as_str()] {
+            let mut datagram = pool.alloc_copy(b"abc", DOMAIN_HEADER_MAX).expect("the pool is large");
+            assert!(prepend_domain(&mut datagram, name, 443));
+            let header = 7 + name.len();
+            assert_eq!(decode(datagram.as_slice()), Ok((AddressRef::Domain(name.as_bytes(), 443), header)));
+            assert_eq!(&datagram.as_slice()[header..], b"abc");
+        }
+        let mut tight = pool.alloc_copy(b"abc", 18).expect("the pool is large");
+        for bad in ["name.example", "", &"a".repeat(256)] {
+            assert!(!prepend_domain(&mut tight, bad, 443));
+            assert_eq!(tight.as_slice(), b"abc");
+        }
     }
 
     #[test]

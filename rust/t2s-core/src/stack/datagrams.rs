@@ -159,7 +159,8 @@ impl Inner {
         }
         let mut disposition = Disposition::Accepted;
         for part in packet.buf.as_slice().chunks(size) {
-            let Ok(copy) = self.pool.alloc_copy(part, 0) else {
+            // With room for a relay's header, as a packet of its own has.
+            let Ok(copy) = self.pool.alloc_copy(part, DATAGRAM_HEADROOM) else {
                 self.stats.drops.add(DropReason::PoolExhausted);
                 disposition = Disposition::Dropped(DropReason::PoolExhausted);
                 break;
@@ -261,8 +262,9 @@ impl Inner {
         self.requests.push_back(Request::UdpClosed(closed.id));
     }
 
-    pub(super) fn expire_sessions(&mut self, now: Instant) {
-        while let Some(closed) = self.sessions.expire(now, &mut self.pool) {
+    pub(super) fn expire_sessions(&mut self, now: Instant, most: usize) {
+        for _ in 0..most {
+            let Some(closed) = self.sessions.expire(now, &mut self.pool) else { break };
             self.session_closed(&closed);
         }
     }

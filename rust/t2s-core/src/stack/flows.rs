@@ -326,12 +326,14 @@ impl Inner {
         flow.timer = Some(self.wheel.insert(index, deadline.max(now)));
     }
 
-    pub(super) fn run_timers(&mut self, now: Instant) {
-        while let Some(index) = self.wheel.pop_expired(now) {
+    /// Runs what is due, at most so many timers of flows and ends of sessions each.
+    pub(super) fn run_timers(&mut self, now: Instant, most: usize) {
+        for _ in 0..most {
+            let Some(index) = self.wheel.pop_expired(now) else { break };
             self.flow_timer(now, index);
         }
         self.fragments.handle_timeout(now, &mut self.pool);
-        self.expire_sessions(now);
+        self.expire_sessions(now, most);
     }
 
     fn flow_timer(&mut self, now: Instant, index: u32) {

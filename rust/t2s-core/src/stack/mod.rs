@@ -44,6 +44,8 @@ use slab::Slab;
 /// Packets built by the stack itself (RST, ICMP, datagrams) that may wait for the device. Beyond that they are dropped:
 /// each of them is one that IP lets a host drop.
 const RAW_QUEUE: usize = 4_096;
+/// Timers of one turn: some 2 µs with what they send, no more than a few packets take.
+const TIMERS: usize = 16;
 
 /// Headers of a transmitted packet: IPv6 (40) and TCP with all its options (60) fit.
 const HEADER_MAX: usize = 128;
@@ -210,7 +212,15 @@ impl Stack {
     /// Runs all timers that are due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Self { map, inner } = self;
-        inner.run_timers(now);
+        inner.run_timers(now, usize::MAX);
+        inner.end_batch(now, map, &mut None);
+    }
+
+    /// Runs a few of the timers that are due at `now`, so that a turn stays short when many flows have one in the same
+    /// tick; [`Stack::next_timeout`] says whether there are more.
+    pub fn handle_some_timeouts(&mut self, now: Instant) {
+        let Self { map, inner } = self;
+        inner.run_timers(now, TIMERS);
         inner.end_batch(now, map, &mut None);
     }
 

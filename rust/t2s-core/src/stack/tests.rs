@@ -347,6 +347,33 @@ fn the_client_learns_of_a_broken_upstream() {
 }
 
 #[test]
+fn super_segments_that_the_device_refuses_come_again_as_plain_packets() {
+    let mut bench = Bench::new(|config| config.offload.tso = true);
+    let (flow, mut peer) = bench.open(CLIENT, SERVER);
+    let sent: Vec<u8> = (0..40_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
+    let data = bench.buf(&sent);
+    assert!(bench.stack.upstream_data(bench.now, flow, data).is_ok());
+    assert!(bench.packets().iter().any(|packet| packet.len() > 1_500), "none was a super-segment");
+    // All of them are lost: the device has answered EINVAL.
+    bench.stack.drop_offload();
+    let mut got = Vec::new();
+    for _ in 0..100 {
+        bench.pass(200 * MILLIS);
+        for packet in bench.packets() {
+            assert!(packet.len() <= 1_500);
+            let (segment, payload) = parse_tcp(&packet);
+            if segment.seq == peer.ack {
+                peer.ack += payload.len() as u32;
+                got.extend(payload);
+            }
+        }
+        bench.feed(&peer.segment(Flags::ACK, b""));
+    }
+    assert_eq!(got, sent);
+    bench.shut_down();
+}
+
+#[test]
 fn a_flood_of_syns_is_bounded() {
     let mut bench = Bench::new(|config| {
         config.max_pending_connects = 100;
@@ -380,6 +407,28 @@ fn at_the_cap_the_idle_make_room() {
         "{requests:?}"
     );
     assert_eq!(bench.stack.stats().flows_evicted, 1);
+    bench.shut_down();
+}
+
+#[test]
+fn a_crowd_of_timers_is_run_a_few_at_a_time() {
+    let mut bench = Bench::new(|_| {});
+    let flows = 3 * TIMERS + 5;
+    for flow in 0..flows {
+        let (id, mut client) = bench.open(&format!("10.0.0.2:{}", 1_000 + flow), SERVER);
+        assert_eq!(bench.feed(&client.send(b"request")), Disposition::Accepted);
+        bench.stack.consume(bench.now, id, 7);
+        bench.requests();
+        assert!(bench.packets().is_empty(), "acknowledgements are delayed");
+    }
+    bench.now = bench.now.plus(50 * MILLIS);
+    let mut rounds = Vec::new();
+    while bench.stack.next_timeout().is_some_and(|due| due <= bench.now) {
+        bench.stack.handle_some_timeouts(bench.now);
+        rounds.push(bench.packets().len());
+    }
+    assert_eq!(rounds.iter().sum::<usize>(), flows);
+    assert!(rounds.iter().all(|&packets| packets <= TIMERS), "{rounds:?}");
     bench.shut_down();
 }
 
@@ -450,6 +499,7 @@ fn a_super_datagram_is_cut() {
     let mut sizes = Vec::new();
     while let Some((_, payload)) = bench.stack.pop_datagram(session) {
         sizes.push(payload.len());
+        assert!(payload.headroom() >= crate::socks5::udp_header::HEADER_MAX);
         bench.stack.free(payload);
     }
     assert_eq!(sizes, [1_000, 1_000, 500]);

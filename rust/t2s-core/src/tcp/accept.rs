@@ -97,6 +97,7 @@ impl Tcb {
             rtt: Rtt::new(),
             cc: Controller::new(ctx.config.congestion, u32::from(mss)),
             recv_capacity,
+            recv_grown: 0,
             max_snd_wnd: u32::from(syn.window),
             recovery_point: isn,
             rexmit_nxt: isn,

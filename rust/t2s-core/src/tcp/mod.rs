@@ -282,12 +282,18 @@ pub struct BufferBudget {
     limit: u64,
     used: u64,
     peak: u64,
+    /// What all receive windows have grown beyond their floor.
+    grown: u64,
 }
+
+/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and what
+/// a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
+const WINDOW_GROWTH: u64 = 32 << 20;
 
 impl BufferBudget {
     /// An unused budget of `limit` bytes.
     pub const fn new(limit: u64) -> Self {
-        Self { limit, used: 0, peak: 0 }
+        Self { limit, used: 0, peak: 0, grown: 0 }
     }
 
     /// Bytes queued now.
@@ -308,6 +314,19 @@ impl BufferBudget {
     /// Above half of the limit: nothing grows.
     const fn is_busy(&self) -> bool {
         self.used > self.limit / 2
+    }
+
+    /// Whether a window may grow by so much; it has then.
+    fn grow(&mut self, bytes: u32) -> bool {
+        let fits = !self.is_busy() && self.grown + u64::from(bytes) <= WINDOW_GROWTH;
+        self.grown += if fits { u64::from(bytes) } else { 0 };
+        fits
+    }
+
+    /// A window has shrunk by so much, or is gone.
+    fn shrink(&mut self, bytes: u32) {
+        debug_assert!(self.grown >= u64::from(bytes), "more shrunk than grown");
+        self.grown = self.grown.saturating_sub(bytes.into());
     }
 
     /// Above three quarters of the limit: everything falls back to its floor.
@@ -433,6 +452,8 @@ pub struct Tcb {
     cc: Controller,
     /// Size of the receive buffer, bytes: what the window may open to. Within the configured minimum and maximum.
     recv_capacity: u32,
+    /// Its part beyond the floor, which counts in [`BufferBudget::grow`].
+    recv_grown: u32,
     /// Largest window that the client ever offered (sender's silly window avoidance).
     max_snd_wnd: u32,
     /// Loss recovery: where it ends, and how far retransmission has come. `snd_una <= rexmit_nxt <= snd_nxt`.

@@ -185,20 +185,23 @@ impl Tcb {
         self.keep_held(ctx, held);
     }
 
-    /// Doubles the receive buffer, if the worker's budget is far from its end.
-    fn grow_window(&mut self, ctx: &Ctx<'_>) {
+    /// Doubles the receive buffer, if the worker's budget is far from its end and other windows leave room.
+    fn grow_window(&mut self, ctx: &mut Ctx<'_>) {
         let limit = recv_limit(ctx.config, self.fact(facts::SCALING));
-        if self.recv_capacity < limit && !ctx.memory.is_busy() {
-            self.recv_capacity = self.recv_capacity.saturating_mul(2).min(limit);
+        let more = self.recv_capacity.saturating_mul(2).min(limit).saturating_sub(self.recv_capacity);
+        if more > 0 && ctx.memory.grow(more) {
+            self.recv_capacity += more;
+            self.recv_grown += more;
         }
     }
 
     /// A segment came after a silence: a window that grew before it is no longer justified.
     #[inline]
-    pub(super) fn note_received(&mut self, ctx: &Ctx<'_>) {
-        if ctx.now.since(self.last_received) > WINDOW_IDLE {
-            let floor = ctx.config.recv_window_min.max(1);
-            self.recv_capacity = self.recv_capacity.min(floor);
+    pub(super) fn note_received(&mut self, ctx: &mut Ctx<'_>) {
+        if self.recv_grown > 0 && ctx.now.since(self.last_received) > WINDOW_IDLE {
+            ctx.memory.shrink(self.recv_grown);
+            self.recv_capacity -= self.recv_grown;
+            self.recv_grown = 0;
         }
         self.last_received = ctx.now;
     }

@@ -60,6 +60,7 @@ impl Tcb {
 
     /// Gives every buffer back; the flow ends without a word. For a flow that is closed, evicted, or whose worker ends.
     pub fn release(mut self, pool: &mut PoolCache, budget: &mut Budget, memory: &mut super::BufferBudget) {
+        memory.shrink(self.recv_grown);
         self.drop_queues(pool, budget, memory);
     }
 

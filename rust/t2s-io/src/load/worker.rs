@@ -195,8 +195,13 @@ impl Worker {
         }
         if timers {
             self.next_timer_look = now + TIMER_LOOK;
-            if self.stack.next_timeout().is_some_and(|due| due <= at) {
-                self.stack.handle_timeout(at);
+            let due = |stack: &Stack| stack.next_timeout().is_some_and(|due| due <= at);
+            if due(&self.stack) {
+                self.stack.handle_some_timeouts(at);
+                if due(&self.stack) {
+                    // The rest comes with the next turn, behind the packets that wait.
+                    self.next_timer_look = now;
+                }
             }
         }
         stamps[2] = stamp(&self.turns);

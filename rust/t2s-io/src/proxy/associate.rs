@@ -6,10 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use t2s_core::socks5::udp_header::{self, HEADER_MAX};
-use t2s_core::socks5::{Address, Reply, ServerHandshake};
+use t2s_core::socks5::{Address, AddressRef, Reply, ServerHandshake};
 
+use super::names::Names;
 use super::{Ended, Side, say};
 use crate::sys::address::Address as RawAddress;
+use crate::sys::clock::monotonic_nanos;
 use crate::sys::datagram::{self, Incoming, Outgoing};
 use crate::sys::epoll::{Epoll, Event, Interest};
 use crate::sys::socket::{self, SocketOption};
@@ -39,6 +41,7 @@ pub(super) struct Association {
     client: Option<SocketAddr>,
     /// Batches of rooms, made with the first datagram.
     rooms: Vec<Vec<u8>>,
+    names: Names,
 }
 
 impl Association {
@@ -71,6 +74,7 @@ impl Association {
             host,
             client: None,
             rooms: Vec::new(),
+            names: Names::default(),
         })
     }
 
@@ -119,9 +123,27 @@ impl Association {
         Ok(self.relay_ready || self.targets_ready)
     }
 
+    /// Names that are to be resolved now.
+    pub(super) fn take_wanted(&mut self) -> Vec<String> {
+        self.names.take_wanted()
+    }
+
+    /// A name was resolved, to no address at worst: what has waited for it goes.
+    pub(super) fn resolved(&mut self, name: &str, addresses: &[SocketAddr]) {
+        let targets = &self.targets;
+        let usable = |address: &&SocketAddr| targets[usize::from(address.is_ipv6())].is_some();
+        let address = addresses.iter().find(usable).map(SocketAddr::ip);
+        for (port, payload) in self.names.resolved(monotonic_nanos(), name, address) {
+            let Some(address) = address else { continue };
+            let Some(socket) = &targets[usize::from(address.is_ipv6())] else { continue };
+            let to = Some(RawAddress::from(SocketAddr::new(address, port)));
+            send_all(socket, &[Outgoing { to, slices: &[IoSlice::new(&payload)], segment: 0 }]);
+        }
+    }
+
     /// Sends the client's datagrams to their targets; true when there may be more.
     fn relay_out(&mut self) -> bool {
-        let Self { relay, targets, host, client, rooms, .. } = self;
+        let Self { relay, targets, host, client, rooms, names, .. } = self;
         for _ in 0..READS {
             let mut told = [(0, None); BATCH];
             let Some(count) = receive(relay, rooms, 0, &mut told) else { return false };
@@ -131,8 +153,13 @@ impl Association {
                 slices.iter_mut().zip(&mut to).zip(rooms.iter()).zip(&told[..count])
             {
                 let Some(from) = from.filter(|from: &SocketAddr| from.ip() == *host) else { continue };
-                let Some((target, header)) = udp_header::parse(&room[..len]) else { continue };
+                let Ok((target, header)) = udp_header::decode(&room[..len]) else { continue };
                 *client = Some(from);
+                let target = match target {
+                    AddressRef::Ip(target) => Some(target),
+                    AddressRef::Domain(name, port) => names.route(monotonic_nanos(), name, port, &room[header..len]),
+                };
+                let Some(target) = target else { continue };
                 *slice = [IoSlice::new(&room[header..len])];
                 *to = Some(target);
             }

@@ -2,9 +2,10 @@
 //!
 //! It promises: CONNECT and UDP ASSOCIATE over IPv4 and IPv6, half-close both ways, optional user and password, no
 //! thread or descriptor left after [`Proxy::stop`]. It listens where it is told, which by default is loopback: without a
-//! password it would serve everybody who reaches it. It refuses BIND, and names in relayed datagrams.
+//! password it would serve everybody who reaches it. It refuses BIND.
 
 mod associate;
+mod names;
 mod relay;
 
 use std::io;
@@ -179,8 +180,13 @@ struct Slot {
     role: Role,
 }
 
-/// A name that was resolved: for which connection, with which port.
-type Resolved = (usize, u32, io::Result<Vec<SocketAddr>>);
+/// A name that was resolved, and for which connection.
+struct Resolved {
+    index: usize,
+    generation: u32,
+    name: String,
+    addresses: Vec<SocketAddr>,
+}
 
 struct Server {
     listener: std::net::TcpListener,
@@ -302,13 +308,21 @@ impl Server {
     /// Takes a connection as far as it goes now; true when it has more to do than its share of a turn allowed.
     fn advance(&mut self, index: usize, generation: u32) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
+        let mut wanted = Vec::new();
         let more = match self.slot(index, generation).map(|slot| &mut slot.role) {
             None | Some(Role::Resolving { .. }) => Ok(false),
             Some(Role::Handshake { .. }) => self.shake(index, generation).map(|()| false),
             Some(Role::Relay(relay)) => relay.advance(&mut scratch),
-            Some(Role::Associate(association)) => association.advance(),
+            Some(Role::Associate(association)) => {
+                let more = association.advance();
+                wanted = association.take_wanted();
+                more
+            }
         };
         self.scratch = scratch;
+        for name in wanted {
+            self.resolve(index, generation, name, 0);
+        }
         more.unwrap_or_else(|Ended| {
             self.close(index);
             false
@@ -390,34 +404,37 @@ impl Server {
     /// Resolves a name in a thread of its own: the system's resolver waits.
     fn resolve(&mut self, index: usize, generation: u32, name: String, port: u16) {
         let (resolved, waker) = (self.resolved.clone(), Arc::clone(&self.waker));
+        let asked = name.clone();
         let work = move || {
-            let addresses = (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
-            if resolved.send((index, generation, addresses)).is_ok() {
+            let addresses = (name.as_str(), port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+            if resolved.send(Resolved { index, generation, name, addresses }).is_ok() {
                 waker.wake();
             }
         };
         let full = self.resolving >= RESOLVERS;
-        let spawned = !full && std::thread::Builder::new().name("t2s-resolve".into()).spawn(work).is_ok();
-        if spawned {
-            self.resolving += 1;
-        } else {
-            let _ = self.resolved.send((index, generation, Err(io::ErrorKind::WouldBlock.into())));
+        self.resolving += 1;
+        if full || std::thread::Builder::new().name("t2s-resolve".into()).spawn(work).is_err() {
+            let _ = self.resolved.send(Resolved { index, generation, name: asked, addresses: Vec::new() });
             self.waker.wake();
         }
     }
 
     fn collect_names(&mut self) {
         self.waker.clear();
-        while let Ok((index, generation, addresses)) = self.names.try_recv() {
+        while let Ok(Resolved { index, generation, name, addresses }) = self.names.try_recv() {
             self.resolving = self.resolving.saturating_sub(1);
-            if !matches!(self.slot(index, generation), Some(Slot { role: Role::Resolving { .. }, .. })) {
-                continue;
+            match self.slot(index, generation).map(|slot| &mut slot.role) {
+                Some(Role::Resolving { .. }) => {}
+                Some(Role::Associate(association)) => {
+                    association.resolved(&name, &addresses);
+                    continue;
+                }
+                Some(Role::Handshake { .. } | Role::Relay(_)) | None => continue,
             }
             let Some(Slot { role: Role::Resolving { mut handshake, client, early }, .. }) = self.slots[index].take()
             else {
                 continue;
             };
-            let addresses = addresses.unwrap_or_default();
             if addresses.is_empty() {
                 handshake.reply(Reply::HostUnreachable, &Address::Ip(unspecified()));
                 let _ = say(&mut handshake, &client);

@@ -119,6 +119,39 @@ fn datagrams_go_out_and_come_back() {
     }
 }
 
+#[test]
+fn datagrams_to_names_go_where_the_names_lead() {
+    let proxy = start(None);
+    let (_control, done) = dial(&proxy, "", true, &Target::Associate).unwrap();
+    // `localhost` may be either family's, so both listen at one port.
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let other = UdpSocket::bind(("::1", port)).ok();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for socket in other.into_iter().chain([server]) {
+        std::thread::spawn(move || {
+            let mut room = [0; 2_000];
+            while let Ok((len, from)) = socket.recv_from(&mut room) {
+                socket.send_to(&room[..len], from).unwrap();
+            }
+        });
+    }
+    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.connect(done.bound.unwrap()).unwrap();
+    let written = |name: &str, payload: &[u8]| {
+        let head = [&[0, 0, 0, 3, name.len() as u8][..], name.as_bytes(), &port.to_be_bytes()].concat();
+        [&head[..], payload].concat()
+    };
+    client.send(&written("name.invalid", b"lost")).unwrap();
+    for payload in [b"first", b"again"] {
+        client.send(&written("localhost", payload)).unwrap();
+        let mut room = [0; 2_000];
+        let len = client.recv(&mut room).unwrap();
+        let (from, header) = t2s_core::socks5::udp_header::parse(&room[..len]).unwrap();
+        assert_eq!((from.port(), from.ip().is_loopback(), &room[header..len]), (port, true, &payload[..]));
+    }
+}
+
 /// A header with an IPv4 address.
 const HEADER: usize = 10;
 

@@ -44,10 +44,12 @@ impl Account {
         self.user
     }
 
-    /// Whether the calling thread is this user already.
+    /// Whether the calling thread is this user already, with no way back to another.
     pub fn is_current(&self) -> bool {
-        // SAFETY: no pointers; these calls cannot fail.
-        unsafe { libc::getuid() == self.user && libc::geteuid() == self.user }
+        let (mut real, mut effective, mut saved) = (0, 0, 0);
+        // SAFETY: the three numbers are writable and outlive the call, which cannot fail otherwise.
+        unsafe { libc::getresuid(&raw mut real, &raw mut effective, &raw mut saved) };
+        [real, effective, saved] == [self.user; 3]
     }
 }
 

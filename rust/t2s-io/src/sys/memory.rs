@@ -1,5 +1,5 @@
 //! Slabs of the buffer pool straight from the kernel: pages are touched when they are first used, and unmapping gives
-//! them back at once, which an allocator need not do.
+//! them back at once, which an allocator need not do; and the request that the allocator does so for all else.
 
 use std::ptr::NonNull;
 
@@ -34,6 +34,16 @@ unsafe impl Memory for MappedMemory {
         // SAFETY: the caller says that this is a whole mapping of ours that nobody uses any more.
         let answer = unsafe { libc::munmap(start.as_ptr().cast(), bytes) };
         debug_assert_eq!(answer, 0, "munmap of a mapping of ours");
+    }
+}
+
+/// Asks the C library to give free pages of its heap back: tables of flows that have ended lie between what still lives,
+/// so that it would keep them. Takes up to some milliseconds; nothing where the C library has no such call.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes no pointer, and the allocator's own locks guard what it does.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -1,11 +1,11 @@
 //! `/dev/net/tun` and its controls (`linux/if_tun.h`), and the few interface controls of `netdevice(7)`.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::io::IoSlice;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 
 use super::{check, check_fd, check_len};
 
@@ -58,6 +58,18 @@ pub fn interface(fd: impl AsFd) -> io::Result<(String, i32)> {
     // SAFETY: the control has set the flags; any bits are a valid `c_short`.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((name_of(&request), i32::from(flags as u16)))
+}
+
+/// `TUNGETDEVNETNS` of `linux/if_tun.h` (Linux 5.1): `_IO('T', 227)`.
+const TUNGETDEVNETNS: u32 = 0x54E3;
+
+/// Whether the interface of a descriptor lives in the calling thread's network namespace, so that its name means the
+/// same here; `None` where the kernel does not tell, which takes `CAP_NET_ADMIN` in the interface's namespace.
+pub fn is_here(fd: impl AsFd) -> Option<bool> {
+    // SAFETY: the control takes no argument and answers with a new descriptor, which `check_fd` owns.
+    let theirs = check_fd(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TUNGETDEVNETNS as _) }).ok()?;
+    let (theirs, ours) = (File::from(theirs).metadata().ok()?, fs::metadata("/proc/thread-self/ns/net").ok()?);
+    Some((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
 }
 
 /// The flags that an interface was made with, as the driver tells them in sysfs.
@@ -135,6 +147,17 @@ pub fn set_mtu(name: &str, mtu: u32) -> io::Result<()> {
     let socket = control_socket()?;
     // SAFETY: the control reads name and MTU.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU as _, &raw const request) })?;
+    Ok(())
+}
+
+/// Sets how many packets an interface's queue holds; needs `CAP_NET_ADMIN`.
+pub fn set_queue_len(name: &str, packets: u32) -> io::Result<()> {
+    let mut request = request(name)?;
+    // `ifr_qlen` is another name for this integer of the union.
+    request.ifr_ifru.ifru_metric = packets as libc::c_int;
+    let socket = control_socket()?;
+    // SAFETY: the control reads name and length.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN as _, &raw const request) })?;
     Ok(())
 }
 

@@ -23,6 +23,9 @@ use features::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_TUN, IFF_VNET_HDR};
 pub const MTU_OFFLOAD: u16 = 8_500;
 /// MTU of a device without offload when none was asked for, bytes.
 pub const MTU_PLAIN: u16 = 1_500;
+/// Packets that a device's queue holds. The kernel's 500 overflow with a few hundred busy connections, and what is lost
+/// there hits the weakest again and again until it stands still. Windows bound what is really queued.
+const QUEUE_LEN: u32 = 10_000;
 /// Smallest MTU, bytes: what IPv6 needs (RFC 8200, section 5).
 pub const MTU_MIN: u16 = 1_280;
 /// Queues the kernel has for one device (`MAX_TAP_QUEUES` in `drivers/net/tun.c`).
@@ -138,7 +141,7 @@ impl Device {
                 attached = sys::tun::set_interface(&fd, &name, IFF_TUN | IFF_NO_PI | header | multi);
             }
             name = attached.map_err(|error| OpenError::Attach { name: name.clone(), error })?;
-            queues.push(Queue::new(fd, config.offload));
+            queues.push(Queue::new(fd, config.offload, config.offload));
         }
         let offload = queues.first().map(|queue| queue.offload).unwrap_or_default();
         let default = if offload.tso { MTU_OFFLOAD } else { MTU_PLAIN };
@@ -152,6 +155,8 @@ impl Device {
                 error,
             })?;
         }
+        // Without the right to do so the queue stays as it is.
+        let _ = sys::tun::set_queue_len(&name, QUEUE_LEN);
         if config.up {
             sys::tun::set_up(&name).map_err(|error| OpenError::Setting {
                 what: "the up flag",
@@ -174,22 +179,18 @@ impl Device {
         if flags & IFF_TAP != 0 {
             return Err(refuse(&"it is a TAP device, which carries Ethernet frames"));
         }
+        // What the name of a device in another namespace means here is a stranger, if anything.
+        let here = sys::tun::is_here(&copy);
+        let known = (!name.is_empty() && here != Some(false)).then_some(name.as_str());
         // Where sysfs is not to be had (Android) devices have no packet information.
-        let made_with = sys::tun::driver_flags(&name).unwrap_or(IFF_NO_PI);
+        let made_with = known.and_then(|name| sys::tun::driver_flags(name).ok()).unwrap_or(IFF_NO_PI);
         if made_with & IFF_NO_PI == 0 {
             return Err(refuse(&"it was opened without IFF_NO_PI"));
         }
-        let queue = if flags & IFF_VNET_HDR == 0 {
-            Queue { fd: copy, header: 0, offload: Offload::default() }
-        } else {
-            let mut queue = Queue::new(copy, config.offload);
-            queue.header = VNET_HEADER;
-            queue
-        };
-        let own = if name.is_empty() { None } else { sys::tun::mtu(&name).ok() };
-        let own = own.and_then(|mtu| u16::try_from(mtu).ok());
+        let own = known.and_then(|name| sys::tun::mtu(name).ok()).and_then(|mtu| u16::try_from(mtu).ok());
         let mtu = config.mtu.or(own).unwrap_or(MTU_PLAIN);
-        if config.mtu.is_some() && own.is_some_and(|own| own != mtu) {
+        let queue = Queue::new(copy, flags & IFF_VNET_HDR != 0, config.offload);
+        if here == Some(true) && own.is_some_and(|own| own != mtu) {
             // Whoever handed the descriptor over may have kept the right to set this; packets within the device's own
             // MTU flow either way.
             let _ = sys::tun::set_mtu(&name, mtu.into());
@@ -207,15 +208,21 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Takes a descriptor that is attached with `IFF_VNET_HDR` when `offload` is set, and asks for as much of it as
-    /// the kernel grants.
-    fn new(fd: OwnedFd, offload: bool) -> Self {
-        if !offload {
+    /// Takes an attached descriptor; `framed` says whether with `IFF_VNET_HDR`. With `offload` it asks for as much as the
+    /// kernel grants.
+    fn new(fd: OwnedFd, framed: bool, offload: bool) -> Self {
+        if !framed {
             return Self { fd, header: 0, offload: Offload::default() };
         }
         // The legacy header of ten bytes is the default; a persistent device may have been set otherwise before.
         let _ = sys::tun::set_header_len(&fd, VNET_HEADER as i32);
-        let offload = features::negotiate(|set| sys::tun::set_offload(&fd, set).is_ok());
+        let offload = if offload {
+            features::negotiate(|set| sys::tun::set_offload(&fd, set).is_ok())
+        } else {
+            // Whoever opened it may have asked for some.
+            let _ = sys::tun::set_offload(&fd, 0);
+            Offload::default()
+        };
         Self { fd, header: VNET_HEADER, offload }
     }
 

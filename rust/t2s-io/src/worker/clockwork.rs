@@ -8,6 +8,9 @@ use crate::sys::clock::thread_cpu_nanos;
 /// Iterations between two looks at the thread's CPU clock, which is a real system call.
 const CPU_EVERY: u32 = 256;
 
+/// Trims after work: the pool takes for idle what nobody has needed over two intervals, so the third finds it.
+const TRIMS: u8 = 3;
+
 /// An iteration that took longer than the limit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Alarm {
@@ -33,8 +36,11 @@ impl fmt::Display for Alarm {
 
 /// When unused memory is to be given back.
 pub(super) enum Trim {
-    /// Now.
-    Now,
+    /// Now; `last` when nothing more is to come before the next work.
+    Now {
+        /// The last of its row.
+        last: bool,
+    },
     /// At this time, nanoseconds, unless work comes first.
     At(u64),
     /// Nothing was used since the last time.
@@ -53,8 +59,10 @@ pub(super) struct Clockwork {
     /// CPU time at some moment before this iteration started.
     cpu: u64,
     since_cpu: u32,
-    /// Work was done since the last trim, the last of it at this time.
-    busy: Option<u64>,
+    /// Work was done since the last trim: the first of it and the last of it at these times.
+    busy: Option<(u64, u64)>,
+    /// Trims since work was done last.
+    trims: u8,
     pub(super) longest_wall: u64,
     pub(super) histogram: Histogram,
 }
@@ -70,6 +78,7 @@ impl Clockwork {
             cpu: thread_cpu_nanos(),
             since_cpu: 0,
             busy: None,
+            trims: 0,
             longest_wall: 0,
             histogram: Histogram::default(),
         }
@@ -95,8 +104,15 @@ impl Clockwork {
         self.phase_started = now;
         self.longest = ("events", 0);
         if woken {
-            self.busy = Some(now);
+            self.worked(now);
         }
+    }
+
+    /// Work was done that may have left memory behind.
+    pub(super) fn worked(&mut self, now: u64) {
+        let first = self.busy.filter(|_| self.trims == 0).map_or(now, |(first, _)| first);
+        self.busy = Some((first, now));
+        self.trims = 0;
     }
 
     /// The iteration enters a phase.
@@ -134,16 +150,18 @@ impl Clockwork {
         Some(Alarm { phase: self.longest.0, wall, phase_wall: self.longest.1, off_cpu })
     }
 
-    /// When memory may be given back: once, after a time without work.
-    pub(super) fn trim_due(&mut self, now: u64, quiet: u64) -> Trim {
-        match self.busy {
-            None => Trim::Never,
-            Some(busy) if now.saturating_sub(busy) >= quiet => {
-                self.busy = None;
-                Trim::Now
-            }
-            Some(busy) => Trim::At(busy + quiet),
+    /// When memory may be given back: [`TRIMS`] times after a time without work, `quiet` apart; and `latest` after the
+    /// first work at the latest, since a trickle of packets must not keep what a burst has left.
+    pub(super) fn trim_due(&mut self, now: u64, quiet: u64, latest: u64) -> Trim {
+        let Some((first, last)) = self.busy else { return Trim::Never };
+        let at = (last + quiet).min(first + latest);
+        if now < at {
+            return Trim::At(at);
         }
+        self.trims += 1;
+        let more = self.trims < TRIMS;
+        self.busy = more.then_some((now, now));
+        Trim::Now { last: !more }
     }
 }
 
@@ -168,12 +186,29 @@ mod tests {
     }
 
     #[test]
-    fn trim_comes_once_after_work() {
+    fn trims_come_after_work_and_end() {
         let mut clockwork = Clockwork::new(0);
-        assert!(matches!(clockwork.trim_due(5, 10), Trim::Never));
+        assert!(matches!(clockwork.trim_due(5, 10, 50), Trim::Never));
         clockwork.start(5, true);
-        assert!(matches!(clockwork.trim_due(6, 10), Trim::At(15)));
-        assert!(matches!(clockwork.trim_due(15, 10), Trim::Now));
-        assert!(matches!(clockwork.trim_due(30, 10), Trim::Never));
+        assert!(matches!(clockwork.trim_due(6, 10, 50), Trim::At(15)));
+        for now in [15, 25, 35] {
+            let Trim::Now { last } = clockwork.trim_due(now, 10, 50) else { panic!("no trim at {now}") };
+            assert_eq!(last, now == 35);
+            assert!(matches!(clockwork.trim_due(now + 1, 10, 50), Trim::At(_) | Trim::Never));
+        }
+        assert!(matches!(clockwork.trim_due(60, 10, 50), Trim::Never));
+    }
+
+    #[test]
+    fn a_trickle_of_work_does_not_put_the_trim_off_for_ever() {
+        let mut clockwork = Clockwork::new(0);
+        let mut trims = Vec::new();
+        for now in (0..200).step_by(5) {
+            clockwork.start(now, true);
+            if matches!(clockwork.trim_due(now, 10, 50), Trim::Now { last: false }) {
+                trims.push(now);
+            }
+        }
+        assert_eq!(trims, [50, 105, 160]);
     }
 }

@@ -4,6 +4,8 @@
 //! RFC 4787: endpoint-independent mapping and filtering). Datagrams travel in batches, and runs of equal length as one
 //! super-datagram where the kernel takes it.
 
+mod replies;
+
 use std::collections::VecDeque;
 use std::io;
 use std::io::IoSlice;
@@ -11,33 +13,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use t2s_core::buf::{Buf, CLASSES};
-use t2s_core::socks5::udp_header;
+use t2s_core::buf::Buf;
+use t2s_core::time::{Instant, SECONDS};
 use t2s_core::udp::SessionId;
 
+use super::Worker;
+use super::aliases::Aliases;
 use super::token::{Kind, Token};
-use super::{FRAME_MAX, HEADROOM, Worker};
 use crate::config::DnsMode;
 use crate::dial::{Attempt, Failure, Progress, Scheme, Target};
 use crate::log::Level;
-use crate::sys::datagram::{self, BATCH, Incoming, Outgoing};
+use crate::resolver::DNS;
+use crate::sys::datagram::{self, BATCH, Outgoing};
 use crate::sys::epoll::{Event, Interest};
 use crate::sys::socket::{self, SocketOption};
 
-/// The port of DNS.
-const DNS: u16 = 53;
-/// Buffers of one batched read: each may hold a run of datagrams.
-const RECEIVE: usize = 8;
-/// Batched reads of one session in a row before others have their turn.
-const READS: usize = 4;
+use replies::Run;
+
 /// Datagrams of a run that goes out as one: the kernel's `UDP_MAX_SEGMENTS` was 64 for long.
 const RUN: usize = BATCH;
 /// Longest datagram of a run: what fits into the smallest usual path.
 const RUN_MAX: usize = 1_400;
 /// Payload of a run, bytes: less than the longest datagram.
 const RUN_BYTES: usize = 60_000;
-/// A datagram up to this long is copied out of its large buffer.
-const COPY_MAX: usize = CLASSES[CLASSES.len() - 2] - HEADROOM;
+/// Time before a session whose association failed asks for another, nanoseconds; its datagrams are refused meanwhile.
+const ASK_AGAIN: u64 = SECONDS;
 /// Receive buffer of a datagram socket, bytes: some hundred datagrams that came in one burst.
 const SOCKET_BUFFER: i32 = 1 << 20;
 
@@ -69,6 +69,10 @@ struct Session {
     queued: bool,
     /// The kernel takes runs.
     runs: bool,
+    /// When its association failed.
+    failed: Option<Instant>,
+    /// What the client must see instead of where datagrams really come from.
+    aliases: Option<Box<Aliases>>,
 }
 
 /// All upstreams of UDP sessions of a worker.
@@ -80,6 +84,8 @@ pub(super) struct Datagrams {
     rooms: Vec<Buf>,
     /// The batch that is being written.
     batch: Vec<(SocketAddr, Buf)>,
+    /// Datagrams of one session that are being joined, within one turn.
+    run: Option<Run>,
 }
 
 fn index(id: SessionId) -> usize {
@@ -106,6 +112,22 @@ impl Datagrams {
             self.slots.resize_with(index + 1, || None);
         }
         self.slots[index] = Some(session);
+    }
+
+    /// What a session's client must see instead of where datagrams really come from; made if there is nothing yet.
+    pub(super) fn aliases(&mut self, id: SessionId) -> Option<&mut Aliases> {
+        Some(self.get(id)?.aliases.get_or_insert_default())
+    }
+
+    /// The same, if there is something.
+    pub(super) fn known_aliases(&mut self, id: SessionId) -> Option<&mut Aliases> {
+        self.get(id)?.aliases.as_deref_mut()
+    }
+
+    /// The name that a session knows a fake address by.
+    pub(super) fn name_of(&self, id: SessionId, fake: SocketAddr) -> Option<String> {
+        let session = self.slots.get(index(id))?.as_ref().filter(|session| session.id == id)?;
+        session.aliases.as_deref()?.name_of(fake).map(Into::into)
     }
 
     fn queue(&mut self, id: SessionId) {
@@ -146,6 +168,8 @@ impl Worker {
             writable: true,
             queued: false,
             runs: true,
+            failed: None,
+            aliases: None,
         };
         if self.route.scheme == Scheme::Direct {
             session.via = Via::Direct;
@@ -240,6 +264,7 @@ impl Worker {
         }
         if let Some(session) = self.datagrams.get(id) {
             session.via = Via::Refused;
+            session.failed = Some(self.now);
             session.control = None;
             session.socket = None;
         }
@@ -283,6 +308,7 @@ impl Worker {
             }
             // A session whose upstream nobody has asked for yet: the first datagram says whether it needs one.
             let undecided = matches!(session.via, Via::Refused)
+                && session.failed.is_none_or(|at| self.now.since(at) >= ASK_AGAIN)
                 && self.route.scheme == Scheme::Socks5
                 && self.route.udp != Some(false);
             let relayed = matches!(session.via, Via::Relay);
@@ -290,9 +316,9 @@ impl Worker {
             let over_tcp = self.shared.config.dns == DnsMode::OverTcp || (refused && !undecided);
             let mut batch = std::mem::take(&mut self.datagrams.batch);
             let mut more = false;
-            while let Some((target, mut payload)) = self.stack.pop_datagram(id) {
-                if target.port() == DNS && over_tcp {
-                    self.look_up(id, target, payload);
+            while let Some((target, payload)) = self.stack.pop_datagram(id) {
+                if target.port() == DNS && self.ends_here(target, over_tcp) {
+                    self.take_query(id, target, payload);
                 } else if undecided {
                     self.stack.unpop_datagram(id, target, payload);
                     self.datagrams.batch = batch;
@@ -301,12 +327,8 @@ impl Worker {
                     self.stack.free(payload);
                     self.stack.udp_unreachable(self.now, id, target);
                 } else {
-                    if relayed && !udp_header::prepend(&mut payload, target) {
-                        self.stats.datagrams_lost += 1;
-                        self.stack.free(payload);
-                        continue;
-                    }
-                    batch.push((target, payload));
+                    let Some(addressed) = self.address(id, target, payload, relayed) else { continue };
+                    batch.push(addressed);
                     if batch.len() == BATCH {
                         more = true;
                         break;
@@ -375,136 +397,6 @@ impl Worker {
         self.stats.datagrams_lost += (batch.len() - offset.min(batch.len())) as u64;
         for (_, payload) in batch.drain(..) {
             self.stack.free(payload);
-        }
-    }
-
-    /// Reads from datagram sockets that are ready, in turn.
-    pub(super) fn receive_datagrams(&mut self) {
-        for _ in 0..self.datagrams.ready.len() {
-            if self.starved {
-                return;
-            }
-            let Some(id) = self.datagrams.ready.pop_front() else { return };
-            let Some(session) = self.datagrams.get(id) else { continue };
-            session.queued = false;
-            self.receive_session(id);
-            self.datagrams.queue(id);
-        }
-    }
-
-    fn receive_session(&mut self, id: SessionId) {
-        for _ in 0..READS {
-            while self.datagrams.rooms.len() < RECEIVE {
-                match self.stack.alloc(FRAME_MAX, HEADROOM) {
-                    Some(buf) => self.datagrams.rooms.push(buf),
-                    None if self.datagrams.rooms.is_empty() => {
-                        self.starved = true;
-                        return;
-                    }
-                    None => break,
-                }
-            }
-            let mut rooms = std::mem::take(&mut self.datagrams.rooms);
-            let received = self.receive_into(id, &mut rooms);
-            rooms.retain(|buf| buf.capacity() >= FRAME_MAX);
-            self.datagrams.rooms = rooms;
-            if received < RECEIVE {
-                return;
-            }
-        }
-    }
-
-    /// One batched read; answers how many messages came.
-    fn receive_into(&mut self, id: SessionId, rooms: &mut [Buf]) -> usize {
-        let Some(session) = self.datagrams.get(id) else { return 0 };
-        let (Some(socket), relayed) = (&session.socket, matches!(session.via, Via::Relay)) else { return 0 };
-        let mut told = [(0_usize, 0_u16, None, false); RECEIVE];
-        let count = {
-            let mut spares = rooms.iter_mut().map(|buf| {
-                buf.reset(HEADROOM);
-                buf.spare_mut()
-            });
-            let mut messages: [Incoming<'_>; RECEIVE] =
-                std::array::from_fn(|_| Incoming::new(spares.next().unwrap_or_default()));
-            self.stats.datagram_calls += 1;
-            match datagram::receive(socket, &mut messages) {
-                Ok(count) => {
-                    for (told, message) in told.iter_mut().zip(&messages[..count]) {
-                        let from = if relayed { None } else { message.from.socket_addr() };
-                        *told = (message.len, message.segment, from, message.truncated);
-                    }
-                    count
-                }
-                Err(error) => {
-                    match error.kind() {
-                        io::ErrorKind::WouldBlock => session.readable = false,
-                        // An ICMP error about a datagram of ours; the socket goes on.
-                        _ => self.stats.datagrams_lost += 1,
-                    }
-                    return 0;
-                }
-            }
-        };
-        if count < RECEIVE {
-            session.readable = false;
-        }
-        for (buf, &(len, segment, from, truncated)) in rooms.iter_mut().zip(&told[..count]) {
-            if truncated {
-                self.stats.datagrams_lost += 1;
-                continue;
-            }
-            buf.grow(len);
-            let segment = if segment == 0 { len.max(1) } else { segment.into() };
-            if len > segment || len <= COPY_MAX {
-                self.deliver_run(id, buf.as_slice(), segment, from);
-            } else if let Some(empty) = self.stack.alloc(0, 0) {
-                let whole = std::mem::replace(buf, empty);
-                self.deliver_whole(id, whole, from);
-            }
-        }
-        count
-    }
-
-    /// Hands a run of datagrams to the client, each in a buffer of its size.
-    fn deliver_run(&mut self, id: SessionId, run: &[u8], segment: usize, from: Option<SocketAddr>) {
-        let mut rest = run;
-        loop {
-            let (datagram, tail) = rest.split_at(segment.min(rest.len()));
-            rest = tail;
-            let (from, payload) = match from {
-                Some(from) => (Some(from), datagram),
-                None => match udp_header::parse(datagram) {
-                    Some((from, header)) => (Some(from), &datagram[header..]),
-                    None => (None, datagram),
-                },
-            };
-            let copy = from.and_then(|from| Some((from, self.stack.alloc(payload.len(), HEADROOM)?)));
-            if let Some((from, mut copy)) = copy {
-                copy.append(payload);
-                self.stats.datagrams_down += 1;
-                self.stack.datagram(self.now, id, from, copy);
-            } else {
-                self.stats.datagrams_lost += 1;
-            }
-            if rest.is_empty() {
-                return;
-            }
-        }
-    }
-
-    /// Hands a long datagram to the client in the buffer that it came in.
-    fn deliver_whole(&mut self, id: SessionId, mut buf: Buf, from: Option<SocketAddr>) {
-        let from = from.or_else(|| {
-            let (from, header) = udp_header::parse(buf.as_slice())?;
-            buf.advance(header);
-            Some(from)
-        });
-        if let Some(from) = from {
-            self.stats.datagrams_down += 1;
-            self.stack.datagram(self.now, id, from, buf);
-        } else {
-            self.stats.datagrams_lost += 1;
-            self.stack.free(buf);
         }
     }
 

@@ -1,4 +1,5 @@
-//! DNS queries that travel over TCP (RFC 7766): to the server that the client asked, through the proxy.
+//! DNS queries that travel over TCP (RFC 7766), through the proxy: to the server that the client asked, or to the one
+//! of the settings, whose answers then seem to come from the one that the client asked.
 //!
 //! One connection a server carries the queries of all clients, each under a number of its own. It promises: bounded
 //! servers, queries and bytes; a query without an answer is forgotten in time; an answer that is longer than its client
@@ -38,6 +39,8 @@ const PLAIN_MAX: usize = 512;
 #[derive(Clone, Copy, Debug)]
 struct Query {
     session: SessionId,
+    /// The server that the client asked.
+    server: SocketAddr,
     /// The client's own number.
     id: [u8; 2],
     /// The longest answer that the client takes.
@@ -54,7 +57,7 @@ enum Phase {
 /// A connection to a name server.
 #[derive(Debug)]
 struct Server {
-    address: SocketAddr,
+    target: Target,
     generation: u32,
     fd: OwnedFd,
     phase: Phase,
@@ -81,19 +84,19 @@ impl Lookups {
         self.due
     }
 
-    fn find(&self, address: SocketAddr) -> Option<usize> {
-        self.servers.iter().position(|slot| slot.as_ref().is_some_and(|server| server.address == address))
+    fn find(&self, target: &Target) -> Option<usize> {
+        self.servers.iter().position(|slot| slot.as_ref().is_some_and(|server| server.target == *target))
     }
 }
 
 impl Worker {
-    /// Carries one query of a client.
-    pub(super) fn look_up(&mut self, session: SessionId, target: SocketAddr, query: Buf) {
+    /// Carries one query of a client, which was sent to `asked`, to `target`.
+    pub(super) fn look_up(&mut self, session: SessionId, asked: SocketAddr, target: &Target, query: Buf) {
         self.stats.lookups += 1;
         let index = self.lookups.find(target).or_else(|| self.open_lookup(target));
         let server = index.and_then(|index| self.lookups.servers[index].as_mut());
         if let (Some(index), Some(server)) = (index, server) {
-            if server.enqueue(self.now, session, query.as_slice()) {
+            if server.enqueue(self.now, session, asked, query.as_slice()) {
                 self.lookups.due.get_or_insert(self.now.plus(SECONDS));
                 self.advance_lookup(index);
             } else {
@@ -105,7 +108,7 @@ impl Worker {
         self.stack.free(query);
     }
 
-    fn open_lookup(&mut self, target: SocketAddr) -> Option<usize> {
+    fn open_lookup(&mut self, target: &Target) -> Option<usize> {
         let free = self.lookups.servers.iter().position(Option::is_none);
         let index = match free {
             Some(index) => index,
@@ -115,7 +118,7 @@ impl Worker {
             }
             None => return None,
         };
-        let (fd, attempt) = match Attempt::connect(&self.route, self.shared.config.mark, &Target::Ip(target)) {
+        let (fd, attempt) = match Attempt::connect(&self.route, self.shared.config.mark, target) {
             Ok(started) => started,
             Err(failure) => {
                 self.stats.refused(&failure);
@@ -127,7 +130,7 @@ impl Worker {
         let token = Token::new(Kind::Lookup, index as u32, generation);
         self.epoll.add(&fd, Interest::EDGES, token.bits()).ok()?;
         self.lookups.servers[index] = Some(Server {
-            address: target,
+            target: target.clone(),
             generation,
             fd,
             phase: Phase::Dialing(Box::new(attempt)),
@@ -152,13 +155,12 @@ impl Worker {
     fn advance_lookup(&mut self, index: usize) {
         let Some(server) = self.lookups.servers.get_mut(index).and_then(Option::as_mut) else { return };
         let alive = server.advance();
-        let from = server.address;
         // Answers that came before the end of a connection still count.
         while let Some((query, answer)) = server.next_answer() {
             if let Some(mut buf) = self.stack.alloc(answer.len(), HEADROOM) {
                 buf.append(&answer);
                 self.stats.lookups_answered += 1;
-                self.stack.datagram(self.now, query.session, from, buf);
+                self.stack.datagram(self.now, query.session, query.server, buf);
             }
         }
         if !alive {
@@ -189,7 +191,7 @@ impl Worker {
 
 impl Server {
     /// Puts a query in line; false when it is none, or there is no room.
-    fn enqueue(&mut self, now: Instant, session: SessionId, query: &[u8]) -> bool {
+    fn enqueue(&mut self, now: Instant, session: SessionId, server: SocketAddr, query: &[u8]) -> bool {
         let (Some(header), Ok(len)) = (query.first_chunk::<HEADER>(), u16::try_from(query.len())) else { return false };
         if self.queries.len() >= QUERIES || self.out.len() + query.len() + 2 > OUT_MAX {
             return false;
@@ -198,7 +200,7 @@ impl Server {
             self.next_id = self.next_id.wrapping_add(1);
         }
         let limit = datagram_limit(query);
-        self.queries.insert(self.next_id, Query { session, id: [header[0], header[1]], limit, asked: now });
+        self.queries.insert(self.next_id, Query { session, server, id: [header[0], header[1]], limit, asked: now });
         self.out.extend_from_slice(&len.to_be_bytes());
         self.out.extend_from_slice(&self.next_id.to_be_bytes());
         self.out.extend_from_slice(&query[2..]);

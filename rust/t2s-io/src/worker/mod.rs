@@ -8,10 +8,12 @@
 //! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
 //! so that a flow costs one `epoll_ctl` in its life.
 
+mod aliases;
 mod clockwork;
 mod datagrams;
 mod histogram;
 mod lookup;
+mod names;
 mod patience;
 mod stats;
 mod streams;
@@ -33,6 +35,8 @@ use crate::config::TunnelConfig;
 use crate::dial::Route;
 use crate::dial::resolve::SharedRoute;
 use crate::log::{Level, Logger};
+use crate::resolver::Resolver;
+use crate::sys;
 use crate::sys::clock::monotonic_nanos;
 use crate::sys::epoll::{Epoll, Events, Interest};
 use crate::sys::event::Waker;
@@ -65,8 +69,10 @@ const HEADROOM: usize = 128;
 const FRAME_MAX: usize = 67_584 - HEADROOM;
 /// Wait before the pool is asked again after it was exhausted.
 const STARVED: u64 = 2 * MILLIS;
-/// Time between two looks at memory that could be given back.
+/// Time without work after which memory is given back.
 const TRIM_EVERY: u64 = 1_000 * MILLIS;
+/// Time after which it is given back although some work goes on: three times within the 10 s that a burst may leave traces.
+const TRIM_LATEST: u64 = 3_000 * MILLIS;
 /// Packets that may wait for another worker.
 pub(crate) const FOREIGN: usize = 1_024;
 
@@ -107,6 +113,8 @@ pub(crate) struct Shared {
     pub(crate) resolving: AtomicBool,
     /// It was said that the proxy carries no UDP.
     pub(crate) udp_refusal_told: AtomicBool,
+    /// Answers queries, and knows what fake addresses stand for.
+    pub(crate) resolver: Resolver,
 }
 
 /// What a worker is made of.
@@ -203,6 +211,8 @@ impl Worker {
     /// Runs until told to stop, or until the device is gone.
     pub(crate) fn run(mut self) -> (io::Result<()>, WorkerStats) {
         let mut events = Events::with_capacity(EVENTS);
+        // The first look at the device takes a buffer, and needs no event.
+        self.clockwork.worked(self.now.nanos());
         let outcome = loop {
             if let Err(error) = self.turn(&mut events) {
                 break Err(error);
@@ -223,7 +233,9 @@ impl Worker {
             self.rest(events, timeout)?;
         }
         self.now = clock();
-        self.clockwork.start(self.now.nanos(), !events.is_empty());
+        // A question from another thread alone is no work that leaves memory behind.
+        let worked = events.iter().any(|event| Token::from_bits(event.token).kind() != Some(Kind::Waker));
+        self.clockwork.start(self.now.nanos(), worked);
         // Here, so that nobody who changes the route must wake the workers: what comes next dials by the new one.
         self.shared.route.refresh(&mut self.route_seen, &mut self.route);
         self.unfinished = false;
@@ -252,7 +264,7 @@ impl Worker {
         self.clockwork.phase("timers");
         self.now = clock();
         if self.stack.next_timeout().is_some_and(|at| at <= self.now) {
-            self.stack.handle_timeout(self.now);
+            self.stack.handle_some_timeouts(self.now);
         }
         self.lookup_timeouts();
         self.serve();
@@ -301,8 +313,13 @@ impl Worker {
         sooner(self.lookups.next_timeout());
         sooner(self.stop_at);
         // Something was cached since the last rest: come back once, when it is quiet, to give it back.
-        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY) {
-            clockwork::Trim::Now => self.trim(),
+        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST) {
+            clockwork::Trim::Now { last } => {
+                self.trim();
+                if last {
+                    sys::memory::trim_heap();
+                }
+            }
             clockwork::Trim::At(at) => sooner(Some(Instant::from_nanos(at))),
             clockwork::Trim::Never => {}
         }
@@ -318,6 +335,7 @@ impl Worker {
         }
         self.streams.trim();
         self.stack.trim();
+        self.stack.pool().give_back();
     }
 
     /// A large buffer to read into, or nothing while the pool is empty.
@@ -440,6 +458,7 @@ impl Worker {
             self.batch.push(packet);
         }
         if !self.batch.is_empty() {
+            self.clockwork.worked(self.now.nanos());
             let mut batch = std::mem::take(&mut self.batch);
             self.stack.handle_batch(self.now, &mut batch);
             self.batch = batch;

@@ -58,6 +58,14 @@ pub struct WorkerStats {
     pub datagrams_lost: u64,
     /// Calls that wrote or read datagrams.
     pub datagram_calls: u64,
+    /// Datagrams to port 53.
+    pub dns_queries: u64,
+    /// DNS queries answered by the tunnel itself.
+    pub dns_answered: u64,
+    /// TCP connections to the tunnel's own name server, refused: it speaks UDP alone.
+    pub dns_streams_refused: u64,
+    /// Connections and datagrams to fake addresses that have no name (any more).
+    pub fake_unknown: u64,
     /// DNS queries carried over TCP.
     pub lookups: u64,
     /// Of these, answered.
@@ -98,6 +106,8 @@ pub struct FlowRow {
     pub client: SocketAddr,
     /// Where it goes; of a UDP session, where its first datagram went.
     pub target: SocketAddr,
+    /// The name that it was dialled by, if `target` is a fake address.
+    pub domain: Option<String>,
     /// Its TCP state.
     pub state: Option<&'static str>,
     /// Payload bytes taken from the client.
@@ -155,6 +165,8 @@ pub struct TunnelStats {
     pub sessions: u64,
     /// UDP sessions opened.
     pub sessions_opened: u64,
+    /// UDP sessions that made room for others.
+    pub sessions_evicted: u64,
     /// Datagrams from clients to upstreams.
     pub datagrams_up: u64,
     /// Datagrams from upstreams to clients.
@@ -163,6 +175,16 @@ pub struct TunnelStats {
     pub datagrams_lost: u64,
     /// DNS queries seen.
     pub dns_queries: u64,
+    /// Of these, answered by the tunnel itself.
+    pub dns_answered: u64,
+    /// TCP connections to the tunnel's own name server, refused: it speaks UDP alone.
+    pub dns_streams_refused: u64,
+    /// Names that have fake addresses now.
+    pub fake_names: u64,
+    /// Names that lost theirs to others.
+    pub fake_evicted: u64,
+    /// Connections and datagrams to fake addresses that have no name (any more), refused.
+    pub fake_unknown: u64,
     /// DNS queries carried over TCP.
     pub lookups: u64,
     /// Of these, answered.
@@ -268,10 +290,14 @@ impl TunnelStats {
             this.pending += stack.pending;
             this.sessions += stack.sessions;
             this.sessions_opened += stack.sessions_opened;
+            this.sessions_evicted += stack.sessions_evicted;
             this.datagrams_up += worker.datagrams_up;
             this.datagrams_down += worker.datagrams_down;
             this.datagrams_lost += worker.datagrams_lost;
-            this.dns_queries += stack.dns_queries;
+            this.dns_queries += worker.dns_queries;
+            this.dns_answered += worker.dns_answered;
+            this.dns_streams_refused += worker.dns_streams_refused;
+            this.fake_unknown += worker.fake_unknown;
             this.lookups += worker.lookups;
             this.lookups_answered += worker.lookups_answered;
             this.icmp_echoes += stack.icmp_echoes;
@@ -341,6 +367,7 @@ impl Worker {
                 protocol: "tcp",
                 client: flow.client,
                 target: flow.target,
+                domain: self.streams.domain(flow.id),
                 state: Some(flow.state.name()),
                 bytes_up: flow.bytes_up,
                 bytes_down: flow.bytes_down,
@@ -358,6 +385,7 @@ impl Worker {
             protocol: "udp",
             client: session.client,
             target: session.target,
+            domain: self.datagrams.name_of(session.id, session.target),
             state: None,
             bytes_up: session.bytes_up,
             bytes_down: session.bytes_down,

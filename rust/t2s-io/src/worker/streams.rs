@@ -63,6 +63,8 @@ pub(super) struct Stream {
     eof: bool,
     /// When it was dialled, connected, answered and first heard of, nanoseconds of the worker's clock; 0: not yet.
     pub(super) phases: [u64; 4],
+    /// The name that it was dialled by.
+    domain: Option<Box<str>>,
 }
 
 impl Stream {
@@ -153,6 +155,12 @@ impl Streams {
         let stream = self.slots.get(flow.index()).and_then(Option::as_ref).filter(|stream| stream.flow == flow);
         stream.map_or([0; 4], |stream| stream.phases)
     }
+
+    /// The name that a flow's upstream was dialled by.
+    pub(super) fn domain(&self, flow: FlowId) -> Option<String> {
+        let stream = self.slots.get(flow.index()).and_then(Option::as_ref).filter(|stream| stream.flow == flow);
+        stream?.domain.as_deref().map(Into::into)
+    }
 }
 
 impl Worker {
@@ -161,7 +169,10 @@ impl Worker {
         if self.stop_at.is_some() {
             return self.stack.refused(self.now, flow, Refusal::Refused);
         }
-        let target = Target::Ip(target);
+        let target = match self.stream_target(target) {
+            Ok(target) => target,
+            Err(refusal) => return self.stack.refused(self.now, flow, refusal),
+        };
         let started = Attempt::connect(&self.route, self.shared.config.mark, &target);
         let (fd, attempt) = match started {
             Ok(started) => started,
@@ -185,6 +196,10 @@ impl Worker {
             shut: false,
             eof: false,
             phases: [self.now.nanos(), 0, 0, 0],
+            domain: match target {
+                Target::Domain(name, _) => Some(name.into()),
+                Target::Ip(_) | Target::Associate => None,
+            },
         });
         // A proxy on this host, or behind a virtual link, has often accepted by now: its handshake starts at once.
         self.dial_on(flow);

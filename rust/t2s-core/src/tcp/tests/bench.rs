@@ -178,6 +178,7 @@ impl Bench {
         self.cache.flush();
         assert_eq!(self.pool.stats().buffers_live, 0, "buffers left");
         assert_eq!(self.memory.used(), 0, "bytes left in the budget");
+        assert_eq!(self.memory.grown, 0, "a window left in the budget");
         assert_eq!(self.budget.used(), 0, "out-of-order bytes left in the budget");
     }
 }

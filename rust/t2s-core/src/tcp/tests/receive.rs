@@ -82,6 +82,30 @@ fn the_window_grows_when_it_was_the_limit_and_shrinks_after_silence() {
 }
 
 #[test]
+fn windows_of_a_worker_together_stay_within_what_a_device_queues() {
+    let config = TcpConfig { recv_window_min: 10_000, recv_window_max: 60_000, ..TcpConfig::default() };
+    let mut bench = Bench::established(config, Options::NONE);
+    // Others have grown: there is room for one doubling, not for two.
+    let others = (WINDOW_GROWTH - 15_000) as u32;
+    assert!(bench.memory.grow(others));
+    let mut at = 0;
+    for capacity in [20_000, 20_000] {
+        let room = (bench.tcb().rcv_adv - bench.tcb().rcv_nxt) as u32;
+        bench.receive(Flags::ACK, at, 0, 65_000, &vec![1; room as usize]);
+        at += room;
+        with!(bench, tcb, ctx => tcb.consume(ctx, room as usize));
+        bench.drain(&LIMITS);
+        assert_eq!(bench.tcb().recv_capacity, capacity);
+    }
+    // Silence gives it back, and so does the end.
+    bench.now = bench.now.plus(11 * SECONDS);
+    bench.receive(Flags::ACK, at, 0, 65_000, &[1; 100]);
+    assert_eq!((bench.tcb().recv_capacity, bench.memory.grown), (10_000, u64::from(others)));
+    bench.memory.shrink(others);
+    bench.finish();
+}
+
+#[test]
 fn memory_pressure_closes_windows_but_starves_nobody() {
     let mut bench = Bench::modern();
     bench.memory = BufferBudget::new(10_000);
