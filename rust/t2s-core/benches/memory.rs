@@ -2,7 +2,8 @@
 //!
 //! Not a timing: the figure is the growth of the resident set, read from `/proc/self/statm` before and after.
 
-use std::net::SocketAddr;
+mod packets;
+
 use std::sync::Arc;
 
 use t2s_core::buf::{Pool, PoolConfig};
@@ -10,9 +11,9 @@ use t2s_core::config::Config;
 use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::{Packet, Request, Stack};
 use t2s_core::time::{Instant, no_clock};
-use t2s_core::wire::ip::IpRepr;
-use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
-use t2s_core::wire::{fill_transport_checksum, protocol};
+use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp};
+
+use packets::{client, index_of, tcp};
 
 /// Flows of the target.
 const FLOWS: usize = 100_000;
@@ -29,43 +30,9 @@ fn resident() -> usize {
     pages * PAGE
 }
 
-fn client(index: usize) -> SocketAddr {
-    SocketAddr::from(([10, 1, (index >> 14) as u8, 1], 1_024 + (index & 0x3fff) as u16))
-}
-
 fn packet(index: usize, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) -> Vec<u8> {
-    let (from, to) = (client(index), SocketAddr::from(([192, 0, 2, 1], 443)));
-    let mut options = Options::NONE;
-    if flags.syn() {
-        (options.mss, options.window_scale, options.sack_permitted) = (Some(1_460), Some(7), true);
-    }
-    let tcp = TcpRepr {
-        src_port: from.port(),
-        dst_port: to.port(),
-        seq: SeqNumber(seq),
-        ack,
-        flags,
-        window: 65_535,
-        options,
-    };
-    let mut segment = vec![0; tcp.header_len()];
-    tcp.emit(&mut segment);
-    segment.extend_from_slice(payload);
-    fill_transport_checksum(Config::default().checksum, from.ip(), to.ip(), protocol::TCP, &mut segment);
-    let ip = IpRepr {
-        src: from.ip(),
-        dst: to.ip(),
-        protocol: protocol::TCP,
-        ttl: 64,
-        ecn: 0,
-        payload_len: segment.len() as u32,
-        id: 0,
-        dont_fragment: true,
-    };
-    let mut out = vec![0; ip.header_len()];
-    ip.emit(&mut out);
-    out.extend(segment);
-    out
+    let offer = Options { mss: Some(1_460), window_scale: Some(7), sack_permitted: true, ..Options::NONE };
+    tcp(client(index), flags, seq, ack, offer, payload)
 }
 
 /// One turn with a sink that sends five bytes back; `seen` gets each header on its way out.
@@ -107,8 +74,7 @@ fn main() {
     for first in (0..FLOWS).step_by(BATCH) {
         let flows = first..FLOWS.min(first + BATCH);
         let mut acks = vec![SeqNumber(0); BATCH];
-        let slot =
-            |header: &[u8], tcp: &Tcp| ((usize::from(header[18]) << 14) | usize::from(tcp.dst_port - 1_024)) - first;
+        let slot = |header: &[u8], tcp: &Tcp| index_of(header[18], tcp.dst_port) - first;
         let syns: Vec<_> = flows.clone().map(|i| packet(i, Flags::SYN, 0, SeqNumber(0), b"")).collect();
         turn(&mut stack, now, &syns, |header| {
             let tcp = Tcp::parse(&header[20..]).expect("a SYN-ACK");

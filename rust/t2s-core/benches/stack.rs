@@ -2,6 +2,8 @@
 //! flows, small datagrams, and sessions and connections that open and end. The client's side costs a copy and a
 //! checksum update.
 
+mod packets;
+
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +15,11 @@ use t2s_core::config::Config;
 use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::{Packet, Request, Stack};
 use t2s_core::time::{Instant, no_clock};
-use t2s_core::wire::ip::IpRepr;
-use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
+use t2s_core::wire::protocol;
+use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp};
 use t2s_core::wire::udp::UdpRepr;
-use t2s_core::wire::{fill_transport_checksum, protocol};
+
+use packets::{client, index_of, packet, server, tcp};
 
 /// Packets of one turn of a worker's loop.
 const BATCH: usize = 64;
@@ -77,51 +80,8 @@ impl Bench {
     }
 }
 
-fn client(index: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, (index >> 14) as u8, 1], 1_024 + (index & 0x3fff) as u16))
-}
-
-fn server() -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, 1], 443))
-}
-
-fn packet(client: SocketAddr, upper: u8, mut segment: Vec<u8>) -> Vec<u8> {
-    let (src, dst) = (client.ip(), server().ip());
-    fill_transport_checksum(Config::default().checksum, src, dst, upper, &mut segment);
-    let repr = IpRepr {
-        src,
-        dst,
-        protocol: upper,
-        ttl: 64,
-        ecn: 0,
-        payload_len: segment.len() as u32,
-        id: 0,
-        dont_fragment: true,
-    };
-    let mut out = vec![0; repr.header_len()];
-    repr.emit(&mut out);
-    out.extend(segment);
-    out
-}
-
 fn segment(client: SocketAddr, flags: Flags, seq: u32, ack: SeqNumber, payload: &[u8]) -> Vec<u8> {
-    let mut options = Options::NONE;
-    if flags.syn() {
-        options.mss = Some(1_460);
-    }
-    let repr = TcpRepr {
-        src_port: client.port(),
-        dst_port: server().port(),
-        seq: SeqNumber(seq),
-        ack,
-        flags,
-        window: 65_535,
-        options,
-    };
-    let mut out = vec![0; repr.header_len()];
-    repr.emit(&mut out);
-    out.extend_from_slice(payload);
-    packet(client, protocol::TCP, out)
+    tcp(client, flags, seq, ack, Options { mss: Some(1_460), ..Options::NONE }, payload)
 }
 
 fn datagram(client: SocketAddr) -> Vec<u8> {
@@ -160,10 +120,6 @@ fn open(flows: usize) -> (Bench, Vec<Vec<u8>>) {
     (bench, packets)
 }
 
-fn index_of(address: u8, port: u16) -> usize {
-    (usize::from(address) << 14) | usize::from(port - 1_024)
-}
-
 fn segments(c: &mut Criterion) {
     let mut group = c.benchmark_group("stack/tcp_small");
     group.throughput(Throughput::Elements(BATCH as u64));
@@ -185,44 +141,30 @@ fn segments(c: &mut Criterion) {
     group.finish();
 }
 
+/// Datagrams of as many clients as have room, and of clients of whom none has a session any more when its turn comes: at
+/// the cap, one ends for each.
 fn datagrams(c: &mut Criterion) {
-    let mut group = c.benchmark_group("stack/udp_small");
-    group.throughput(Throughput::Elements(BATCH as u64));
-    let mut bench = Bench::new();
-    let packets: Vec<_> = (0..1_024).map(|index| datagram(client(index))).collect();
-    let mut next = 0;
-    group.bench_function("1024_sessions", |b| {
-        b.iter(|| {
-            for _ in 0..BATCH {
-                bench.add(&packets[next]);
-                next = (next + 1) % packets.len();
-            }
-            bench.turn(|_| {})
+    let cap = Config::default().max_udp_sessions as usize;
+    for (group, name, clients) in
+        [("stack/udp_small", "1024_sessions", 1_024), ("stack/udp_churn", "at_the_cap", 2 * cap)]
+    {
+        let mut group = c.benchmark_group(group);
+        group.throughput(Throughput::Elements(BATCH as u64));
+        let mut bench = Bench::new();
+        let packets: Vec<_> = (0..clients).map(|index| datagram(client(index))).collect();
+        let mut next = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                for _ in 0..BATCH {
+                    bench.add(&packets[next]);
+                    next = (next + 1) % packets.len();
+                }
+                bench.turn(|_| {})
+            });
         });
-    });
-    assert_eq!(bench.stack.stats().drops.total(), 0);
-    group.finish();
-}
-
-/// Each datagram from a client that has no session any more: at the cap, one ends for it.
-fn sessions(c: &mut Criterion) {
-    let mut group = c.benchmark_group("stack/udp_churn");
-    group.throughput(Throughput::Elements(BATCH as u64));
-    let mut bench = Bench::new();
-    let packets: Vec<_> =
-        (0..2 * Config::default().max_udp_sessions as usize).map(|index| datagram(client(index))).collect();
-    let mut next = 0;
-    group.bench_function("at_the_cap", |b| {
-        b.iter(|| {
-            for _ in 0..BATCH {
-                bench.add(&packets[next]);
-                next = (next + 1) % packets.len();
-            }
-            bench.turn(|_| {})
-        });
-    });
-    assert_eq!(bench.stack.stats().drops.total(), 0);
-    group.finish();
+        assert_eq!(bench.stack.stats().drops.total(), 0);
+        group.finish();
+    }
 }
 
 /// SYN, answer, RST: a connection costs two packets in and one out.
@@ -255,5 +197,5 @@ fn churn(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, segments, datagrams, sessions, churn);
+criterion_group!(benches, segments, datagrams, churn);
 criterion_main!(benches);

@@ -13,6 +13,7 @@ use core::arch::x86_64::{
 };
 use core::ptr;
 
+use super::vectors::add_vectors;
 use super::{Sum, swar};
 
 /// Bytes of a vector.
@@ -91,7 +92,7 @@ unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initia
     debug_assert!(VECTOR < len && len <= RUN);
     let take = |at: usize| {
         debug_assert!(at + VECTOR <= len);
-        // SAFETY: within `len` (each caller below says why); unaligned access is allowed.
+        // SAFETY: within `len` (`add_vectors` and the caller below say why); unaligned access is allowed.
         unsafe {
             let vector = _mm256_loadu_si256(src.add(at).cast());
             if COPY {
@@ -101,24 +102,7 @@ unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initia
         }
     };
     let mut sums = [_mm256_setzero_si256(); 4];
-    let mut at = 0;
-    // Whole blocks, then what `len` still has of two vectors and one.
-    while at + BLOCK <= len {
-        sums[0] = add_words(sums[0], take(at));
-        sums[1] = add_words(sums[1], take(at + VECTOR));
-        sums[2] = add_words(sums[2], take(at + 2 * VECTOR));
-        sums[3] = add_words(sums[3], take(at + 3 * VECTOR));
-        at += BLOCK;
-    }
-    if at + 2 * VECTOR <= len {
-        sums[0] = add_words(sums[0], take(at));
-        sums[1] = add_words(sums[1], take(at + VECTOR));
-        at += 2 * VECTOR;
-    }
-    if at + VECTOR <= len {
-        sums[2] = add_words(sums[2], take(at));
-        at += VECTOR;
-    }
+    let at = add_vectors!(sums, len, take);
     // The rest without an odd last byte: one vector that ends there, its bytes before `at` masked. An even number of
     // bytes is kept, so words stay words. `len` exceeds a vector, so it starts within the data.
     let even = len & !1;

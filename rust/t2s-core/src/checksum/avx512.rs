@@ -11,6 +11,7 @@ use core::arch::x86_64::{
 
 use core::ptr;
 
+use super::vectors::add_vectors;
 use super::{Sum, swar};
 
 /// Bytes of a vector.
@@ -78,7 +79,7 @@ unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initia
     debug_assert!(len <= RUN);
     let take = |at: usize| {
         debug_assert!(at + VECTOR <= len);
-        // SAFETY: each caller below checks `at + VECTOR <= len`; unaligned access is allowed.
+        // SAFETY: `add_vectors` calls this only where `at + VECTOR <= len`; unaligned access is allowed.
         unsafe {
             let vector = _mm512_loadu_si512(src.add(at).cast());
             if COPY {
@@ -88,24 +89,7 @@ unsafe fn run<const COPY: bool>(dst: *mut u8, src: *const u8, len: usize, initia
         }
     };
     let mut sums = [_mm512_setzero_si512(); 4];
-    let mut at = 0;
-    // Whole blocks, then what `len` still has of two vectors and one.
-    while at + BLOCK <= len {
-        sums[0] = add_words(sums[0], take(at));
-        sums[1] = add_words(sums[1], take(at + VECTOR));
-        sums[2] = add_words(sums[2], take(at + 2 * VECTOR));
-        sums[3] = add_words(sums[3], take(at + 3 * VECTOR));
-        at += BLOCK;
-    }
-    if at + 2 * VECTOR <= len {
-        sums[0] = add_words(sums[0], take(at));
-        sums[1] = add_words(sums[1], take(at + VECTOR));
-        at += 2 * VECTOR;
-    }
-    if at + VECTOR <= len {
-        sums[2] = add_words(sums[2], take(at));
-        at += VECTOR;
-    }
+    let at = add_vectors!(sums, len, take);
     debug_assert!(len - at < VECTOR);
     let mask: u64 = (1 << (len - at)) - 1;
     // SAFETY: the mask names the `len - at` bytes that are left; bytes that it does not name are not accessed. `at` is

@@ -16,6 +16,8 @@ mod scalar;
 mod swar;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vectors;
 
 use core::net::IpAddr;
 
