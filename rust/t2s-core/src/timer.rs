@@ -17,7 +17,7 @@ const BITS: u32 = 6;
 const SLOTS: usize = 1 << BITS;
 /// Levels: 8 x 6 bits hold `u64::MAX` nanoseconds in milliseconds (45 bits).
 const LEVELS: usize = 8;
-/// The list of timers that are due, behind the slots of all levels.
+/// The list of timers that became due on their way down from a higher level, behind the slots of all levels.
 const DUE: usize = LEVELS * SLOTS;
 /// No timer.
 const NIL: u32 = u32::MAX;
@@ -51,6 +51,8 @@ pub struct Wheel {
     timers: Vec<Timer>,
     vacant: u32,
     armed: u32,
+    /// The list that is being taken from: a slot of the lowest level whose tick has come, or `DUE`.
+    due: usize,
     /// First timer of each slot's circular list.
     heads: [u32; DUE + 1],
     /// Occupied slots of each level, a bit each.
@@ -65,6 +67,7 @@ impl Wheel {
             timers: Vec::new(),
             vacant: NIL,
             armed: 0,
+            due: DUE,
             heads: [NIL; DUE + 1],
             occupied: [0; LEVELS],
         }
@@ -125,7 +128,7 @@ impl Wheel {
         if self.armed == 0 {
             return None;
         }
-        if self.heads[DUE] != NIL {
+        if self.heads[self.due] != NIL {
             return Some(Instant::from_millis(self.now));
         }
         self.next_slot().map(|(_, _, tick)| Instant::from_nanos(tick.saturating_mul(MILLIS)))
@@ -136,10 +139,10 @@ impl Wheel {
     /// A timer cancelled between two calls does not fire.
     #[inline]
     pub fn pop_expired(&mut self, now: Instant) -> Option<u32> {
-        if self.heads[DUE] == NIL {
+        if self.heads[self.due] == NIL {
             self.advance(now.millis());
         }
-        let index = self.heads[DUE];
+        let index = self.heads[self.due];
         if index == NIL {
             return None;
         }
@@ -168,6 +171,7 @@ impl Wheel {
 
     /// Moves the wheel until timers are due or `tick` is reached.
     fn advance(&mut self, tick: u64) {
+        self.due = DUE;
         while self.heads[DUE] == NIL {
             let Some((level, slot, begins)) = self.next_slot().filter(|&(_, _, begins)| begins <= tick) else {
                 self.now = self.now.max(tick);
@@ -175,6 +179,12 @@ impl Wheel {
             };
             self.now = begins;
             self.occupied[level] &= !(1 << slot);
+            if level == 0 {
+                // All of its timers are due, and stay where they are: touching each of a crowd would take long. No other
+                // timer comes here meanwhile, since all that are armed from now on have a later tick.
+                self.due = slot;
+                return;
+            }
             let mut index = std::mem::replace(&mut self.heads[level * SLOTS + slot], NIL);
             // The list is circular: cut it open at its end, then place each timer anew.
             let last = self.timers[index as usize].prev;

@@ -44,8 +44,8 @@ use slab::Slab;
 /// Packets built by the stack itself (RST, ICMP, datagrams) that may wait for the device. Beyond that they are dropped:
 /// each of them is one that IP lets a host drop.
 const RAW_QUEUE: usize = 4_096;
-/// Timers of one turn: some 2 µs with what they send, no more than a few packets take.
-const TIMERS: usize = 16;
+/// Timers of one turn: some 1 µs with what they send, no more than a few packets take.
+const TIMERS: usize = 4;
 
 /// Headers of a transmitted packet: IPv6 (40) and TCP with all its options (60) fit.
 const HEADER_MAX: usize = 128;

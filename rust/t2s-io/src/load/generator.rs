@@ -24,6 +24,9 @@ const SEND_BUDGET: u32 = 64;
 /// Replies that one turn reads at most.
 const READ_BUDGET: u32 = 256;
 
+/// The same in the load phase, where packets have due times: what is due must not wait for a burst of replies.
+const READ_BUDGET_OPEN: u32 = 4;
+
 /// Fraction bits of a due time: 1/256 ns keeps a rate of 10 million packets/s right to 0.004 %.
 const FRACTION: u32 = 8;
 
@@ -217,7 +220,8 @@ impl Generator {
 
     fn read(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer) -> u32 {
         let mut read = 0;
-        while read < READ_BUDGET {
+        let budget = if self.open_loop && self.stage == Stage::Run { READ_BUDGET_OPEN } else { READ_BUDGET };
+        while read < budget {
             let Some(record) = replies.pop() else { break };
             read += 1;
             self.counters.received += 1;

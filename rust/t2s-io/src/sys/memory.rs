@@ -1,5 +1,6 @@
-//! Slabs of the buffer pool straight from the kernel: pages are touched when they are first used, and unmapping gives
-//! them back at once, which an allocator need not do; and the request that the allocator does so for all else.
+//! Slabs of the buffer pool straight from the kernel: their pages come all at once, since one by one each costs a fault of
+//! its own on the packet path, and unmapping gives them back at once, which an allocator need not do; and the request
+//! that the allocator does so for all else.
 
 use std::ptr::NonNull;
 
@@ -22,7 +23,7 @@ unsafe impl Memory for MappedMemory {
                 std::ptr::null_mut(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
                 -1,
                 0,
             )
