@@ -156,7 +156,7 @@ class Settings(_Strict):
     mtu: int = Field(default=1_500, ge=1_280, le=FRAME_MAX)
     offload: bool = False
     """Whether the device verifies checksums and segments; off by default, so that the core does the work."""
-    sample_every: int = Field(default=64, ge=0, le=1 << 20)
+    sample_every: int = Field(default=256, ge=0, le=1 << 20)
     """One packet in this many has its stages timed: 64 keeps the timer's own cost below 1 ns a packet."""
     buffer_budget_mib: int = Field(default=256, ge=1, le=1 << 20)
     accept: Literal["deferred", "early"] = "deferred"
