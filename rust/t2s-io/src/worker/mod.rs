@@ -314,16 +314,19 @@ impl Worker {
         let mut sooner = |at: Option<Instant>| next = [next, at].into_iter().flatten().min();
         sooner(self.lookups.next_timeout());
         sooner(self.stop_at);
-        // Something was cached since the last rest: come back once, when it is quiet, to give it back.
-        match self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST) {
-            clockwork::Trim::Now { last } => {
-                self.trim();
-                if last {
-                    sys::memory::trim_heap();
-                }
-            }
+        // Something was cached since the last rest: come back, when it is quiet, to give it back.
+        let trim = self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST);
+        match trim {
+            clockwork::Trim::Now { last: true } | clockwork::Trim::Never => {}
+            // The next one comes by itself: nothing else may ever wake this worker.
+            clockwork::Trim::Now { last: false } => sooner(Some(now.plus(TRIM_EVERY))),
             clockwork::Trim::At(at) => sooner(Some(Instant::from_nanos(at))),
-            clockwork::Trim::Never => {}
+        }
+        if let clockwork::Trim::Now { last } = trim {
+            self.trim();
+            if last {
+                sys::memory::trim_heap();
+            }
         }
         next.map(|at| at.since(now))
     }
