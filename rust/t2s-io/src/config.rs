@@ -137,7 +137,8 @@ pub struct TunnelConfig {
     pub checksum: String,
     /// An event-loop iteration longer than this raises an alarm, milliseconds; 0 switches the watchdog off.
     pub loop_limit_ms: u32,
-    /// Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0: never.
+    /// Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0: never,
+    /// and neither without a CPU to spare.
     pub busy_poll_us: u32,
     /// What is worth a line.
     pub log_level: Level,
@@ -178,7 +179,7 @@ impl Default for TunnelConfig {
             memory_budget_mib: 256,
             checksum: "auto".into(),
             loop_limit_ms: 10,
-            busy_poll_us: 0,
+            busy_poll_us: 50,
             log_level: Level::Info,
         }
     }

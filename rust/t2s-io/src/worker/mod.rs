@@ -180,7 +180,9 @@ impl Worker {
         epoll.add(&*waker, Interest::EDGE_IN, Token::new(Kind::Waker, 0, 0).bits())?;
         let route = shared.route.get();
         let limit = u64::from(shared.config.loop_limit_ms) * MILLIS;
-        let busy_poll = u64::from(shared.config.busy_poll_us) * MICROS;
+        // Whoever polls needs a CPU for it that the ends of the flows do not want.
+        let spare = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > shared.config.queues.into());
+        let busy_poll = if spare { u64::from(shared.config.busy_poll_us) * MICROS } else { 0 };
         Ok(Self {
             index,
             stack,
