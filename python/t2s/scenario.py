@@ -157,7 +157,7 @@ class Settings(_Strict):
     offload: bool = False
     """Whether the device verifies checksums and segments; off by default, so that the core does the work."""
     sample_every: int = Field(default=256, ge=0, le=1 << 20)
-    """One packet in this many has its stages timed, and is slowed by that: fewer than a 99th percentile has above it."""
+    """One packet in this many has its stages timed and is slowed by it: fewer than a 99th percentile has above."""
     buffer_budget_mib: int = Field(default=256, ge=1, le=1 << 20)
     accept: Literal["deferred", "early"] = "deferred"
     congestion: Literal["cubic", "newreno"] = "cubic"

@@ -98,8 +98,9 @@ class TunnelConfig:
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] | None = None
     """Checksum kernel."""
     busy_poll_us: int | None = None
-    """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never, and neither
-    without a CPU to spare."""
+    """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never.
+
+    Not done where the machine has no more CPUs than the device has queues."""
     loop_limit_ms: int | None = None
     """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
     log_level: LogLevel | None = None
