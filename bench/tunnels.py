@@ -13,7 +13,6 @@ import random
 import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import typer
 
 from rig import engine, measures, peer, table, targets
 from rig import run as runner
-from rig.process import RigError
+from rig.process import RigError, Signals
 from t2s.statistics import median_coverage
 
 ENGINES = "ceiling,t2s,tun2proxy,tun2socks"
@@ -56,9 +55,6 @@ def main(
     profile: Annotated[bool, typer.Option("--profile", help="Sample bulk loads of t2s with perf, into --out.")] = False,
 ) -> None:
     """Measure tunnels side by side."""
-    # Whoever ends the run gets rid of its namespaces and engines too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(ENDED))
     try:
         if quick:
             rounds, seconds = 1, min(seconds, QUICK_SECONDS)
@@ -86,7 +82,9 @@ def main(
             )
             typer.echo(f"seed {seed}, {len(chosen)} measures, {rounds} rounds of {seconds:g} s", err=True)
             began = time.monotonic()
-            outcome = runner.run(plan, lambda text: typer.echo(text, err=True))
+            # Whoever ends the run gets rid of its namespaces and engines too.
+            with Signals(ENDED):
+                outcome = runner.run(plan, lambda text: typer.echo(text, err=True))
     except RigError as error:
         _refuse(str(error))
     text = report(plan, outcome, missing, list(more))

@@ -214,6 +214,14 @@ def rig(*arguments):
     )
 
 
+def room(process):
+    """Return the network namespace that a process lives in."""
+    try:
+        return (process / "ns" / "net").stat().st_ino
+    except OSError:
+        return None
+
+
 def namespaces():
     said = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=20).stdout
     return [line.split()[0] for line in said.splitlines()]
@@ -244,7 +252,9 @@ class TestWhole:
         own = {f"t2s-rig-{side}-{whole['settings']['pid']}" for side in ("client", "server")}
         assert not own & set(namespaces())
 
-    def test_a_run_that_is_ended_leaves_nothing(self, tmp_path):
+    @pytest.mark.parametrize("after", [0.0, 0.02, 0.3])
+    def test_a_run_that_is_ended_leaves_nothing(self, tmp_path, after):
+        """Neither namespace nor process, also when the signal comes while engines are being started."""
         flags = ["--engines", "ceiling,t2s", "--only", "rr1", "--seconds", "600", "--out", str(tmp_path)]
         with subprocess.Popen([sys.executable, str(SCRIPT), *flags], stderr=subprocess.PIPE) as child:
             names = {f"t2s-rig-client-{child.pid}", f"t2s-rig-server-{child.pid}"}
@@ -253,10 +263,13 @@ class TestWhole:
             while not (log.exists() and "ready" in log.read_text(encoding="utf-8")) and time.monotonic() < end:
                 time.sleep(0.05)
             assert names <= set(namespaces())
+            rooms = {Path(f"/run/netns/{name}").stat().st_ino for name in names}
+            time.sleep(after)
             child.terminate()
             child.communicate(timeout=60)
         assert child.returncode == 1
         assert not names & set(namespaces())
+        assert not {room(process) for process in Path("/proc").glob("[0-9]*")} & rooms
 
     @pytest.mark.parametrize(
         ("flags", "said"),

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,10 +35,55 @@ def within(namespace: str, command: Sequence[str]) -> list[str]:
     return ["ip", "netns", "exec", namespace, *command]
 
 
+class Signals:
+    """Ends the run by an exception when a signal says so, but not between a child's birth and its entry in the list.
+
+    At the end of the block every child of `start` is ended, whatever came in between.
+    """
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __enter__(self) -> None:
+        """Listen."""
+        for number in self.numbers:
+            signal.signal(number, self._come)
+
+    def __exit__(self, *_exception: object) -> None:
+        """End what still runs; another signal does not keep that from being done."""
+        for number in self.numbers:
+            signal.signal(number, signal.SIG_IGN)
+        for child in _children:
+            end(child)
+        _children.clear()
+
+    def _come(self, *_signal: object) -> None:
+        if _starting:
+            _postponed.append(self.code)
+        else:
+            sys.exit(self.code)
+
+
+_children: list[subprocess.Popen[str]] = []
+_starting: list[bool] = []
+_postponed: list[int] = []
+
+
 def start(namespace: str, command: Sequence[str], log: Path) -> subprocess.Popen[str]:
-    """Start a command whose output goes to a file."""
-    with log.open("w", encoding="utf-8") as out:
-        return subprocess.Popen(within(namespace, command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True)
+    """Start a command whose output goes to a file; a signal for the run waits until it is known."""
+    _starting.append(True)
+    try:
+        with log.open("w", encoding="utf-8") as out:
+            full = within(namespace, command)
+            child = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True)
+        _children[:] = [other for other in _children if other.poll() is None] + [child]
+    finally:
+        _starting.pop()
+        if _postponed:
+            sys.exit(_postponed.pop())
+    return child
 
 
 def end(child: subprocess.Popen[str]) -> None:
