@@ -50,12 +50,14 @@ def ip(*arguments):
 
 
 @contextmanager
-def process(namespace, command, log, env=None):
-    """Run a command in a namespace; at the end it is gone, whatever happened."""
+def process(namespace, command, log, env=None, spoken=True, **settings):
+    """Run a command in a namespace, its errors in a log, with what it says if `spoken`; at the end it is gone."""
     environ = {key: value for key, value in os.environ.items() if key != "SSH_CONNECTION"} | (env or {})
     with log.open("w", encoding="utf-8") as out:
         full = ["ip", "netns", "exec", namespace, *command]
-        child = subprocess.Popen(full, stdout=out, stderr=out, env=environ)
+        child = subprocess.Popen(
+            full, stdout=out if spoken else subprocess.DEVNULL, stderr=out, env=environ, **settings
+        )
         try:
             yield child
         finally:

@@ -2,36 +2,17 @@
 
 import itertools
 import os
-import shutil
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
 import pytest
 
+import netns
+from netns import ip
+
 STARTED_S = 8
-T2S = [sys.executable, "-c", "from t2s.cli import main; main()"]
 NUMBERS = itertools.count()
-
-
-def missing():
-    """Return what keeps a test with a namespace and a device from running here."""
-    if not sys.platform.startswith("linux") or os.geteuid() != 0:
-        return "needs root on Linux"
-    if shutil.which("ip") is None:
-        return "needs the command `ip` (iproute2)"
-    try:
-        os.close(os.open("/dev/net/tun", os.O_RDWR))
-    except OSError as error:
-        return f"needs /dev/net/tun: {error.strerror}"
-    return None
-
-
-def ip(*arguments):
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=10)
-    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
-    return done.stdout
 
 
 class Room:
@@ -47,21 +28,8 @@ class Room:
         command = ["ip", "-n", self.name, "link", "show", name]
         return subprocess.run(command, capture_output=True, check=False, timeout=10).returncode == 0
 
-    @contextmanager
     def process(self, command, log, **settings):
-        """Run a command here; at the end it is gone, whatever happened."""
-        with log.open("w", encoding="utf-8") as out:
-            full = ["ip", "netns", "exec", self.name, *command]
-            child = subprocess.Popen(full, stdout=out, stderr=out, **settings)
-            try:
-                yield child
-            finally:
-                child.terminate()
-                try:
-                    child.wait(5)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait(5)
+        return netns.process(self.name, command, log, **settings)
 
     @staticmethod
     def until(condition, what, log):

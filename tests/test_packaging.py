@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rooms import T2S, missing, room
+from netns import T2S, missing
+from rooms import room
 from t2s import cli_tunnel
 from t2s.flags import parse
 

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from rooms import T2S, missing, room
+from netns import T2S, missing
+from rooms import room
 
 pytestmark = [
     pytest.mark.root,

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 import netns
-from netns import PEERS, T2S, TARGETS, ip
+from netns import PEERS, T2S, TARGETS, ip, process
 
 WIRE = {"client": "10.203.0.1", "server": "10.203.0.2"}
 NOWHERE = {"v4": "198.51.100.9", "v6": "2001:db8:5::9"}
@@ -56,27 +56,6 @@ def wants(*commands):
 def needs(*commands):
     """Mark tests as root's, and skip them with the reason where they cannot run."""
     return [pytest.mark.root, wants(*commands)]
-
-
-@contextmanager
-def process(namespace, command, log, env=None, spoken=True):
-    """Run a command in a namespace, its errors in a log, with what it says if `spoken`; at the end it is gone."""
-    with log.open("w", encoding="utf-8") as out:
-        child = subprocess.Popen(
-            ["ip", "netns", "exec", namespace, *command],
-            stdout=out if spoken else subprocess.DEVNULL,
-            stderr=out,
-            env={**os.environ, **(env or {})},
-        )
-        try:
-            yield child
-        finally:
-            child.terminate()
-            try:
-                child.wait(5)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait(5)
 
 
 def until(condition, what, log, seconds=STARTED_S):
