@@ -124,9 +124,15 @@ def _rss_last(tree: Tree) -> Value:
     return int(samples[-1][1]) if samples else None
 
 
+def _disturbed(tree: Tree) -> Value:
+    every, quiet = at("latency.count")(tree), at("quiet.count")(tree)
+    return None if not every or quiet is None else 1 - quiet / every
+
+
 def _latency_columns() -> list[Column]:
     meanings = {
         "latency": "from a packet's due time to its effect (a stall is charged to every packet that it delayed)",
+        "quiet": "latency of the packets that no stall of the machine delayed",
         "service": "from dequeue to effect",
         "upstream_wait": "the simulated upstream's own delay, not charged to the core",
     }
@@ -150,6 +156,13 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("offered_share", "ratio", Over.MEDIAN, "offered / intended", ratio("offered", "intended")),
     Column("loss_share", "ratio", Over.MEDIAN, "lost / offered", ratio("lost", "offered")),
     *_latency_columns(),
+    Column(
+        "disturbed_share",
+        "ratio",
+        Over.MEDIAN,
+        "packets that a stall of the machine delayed (one while the core had nothing to do, or the load generator's)",
+        _disturbed,
+    ),
     Column("pps", "packets/s", Over.MEDIAN, "forwarded a second", ratio("forwarded", "seconds")),
     Column("offered_pps", "packets/s", Over.MEDIAN, "offered a second", ratio("offered", "seconds")),
     Column(

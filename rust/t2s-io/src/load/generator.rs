@@ -1,11 +1,12 @@
 //! The open-loop generator of one worker: packets on their due times, replies answered, everything closed at the end.
 //!
 //! Without threads and clock of its own: `turn` is called with the time, so a test can drive it in lockstep. In the load
-//! phase each component has its own schedule of due times; a packet that cannot leave because the device ring is full
-//! stays due (it is late, and its latency says so); one that the peer's window forbids is not intended where
-//! back-pressure is the point, and late otherwise. In the capacity phase components take turns by weight as fast as ring
-//! and windows allow.
+//! phase each component has its own schedule of due times, and what is due next is built ahead. A packet that cannot
+//! leave because the device ring is full stays due (it is late, and its latency says so); one that the peer's window
+//! forbids is not intended where back-pressure is the point, and late otherwise. In the capacity phase components take
+//! turns by weight as fast as ring and windows allow.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::client::Event;
@@ -26,6 +27,13 @@ const READ_BUDGET: u32 = 256;
 
 /// The same in the load phase, where packets have due times: what is due must not wait for a burst of replies.
 const READ_BUDGET_OPEN: u32 = 4;
+
+/// In the load phase packets are built this long before they are due and leave on their due times, so that latency does
+/// not hold the time of building them; nanoseconds, more than reading replies and building a packet or two take.
+const AHEAD: u64 = 4_000;
+
+/// Packets that are built ahead at most before replies are read again.
+const BUILT: usize = 8;
 
 /// Fraction bits of a due time: 1/256 ns keeps a rate of 10 million packets/s right to 0.004 %.
 const FRACTION: u32 = 8;
@@ -118,6 +126,8 @@ pub struct Generator {
     warmup_ns: u64,
     total_ns: u64,
     epoch: u64,
+    /// Due times of what is built and not published yet; nothing else may be written to the ring until then.
+    built: VecDeque<u64>,
     /// Counts at the begin of the window, once it has begun.
     begun: Option<Counters>,
     window: Window,
@@ -167,6 +177,7 @@ impl Generator {
             warmup_ns: nanos(spec.warmup_seconds),
             total_ns: nanos(spec.warmup_seconds + spec.seconds),
             epoch: 0,
+            built: VecDeque::with_capacity(BUILT),
             begun: None,
             window: Window::default(),
             ended: Vec::with_capacity(1024),
@@ -200,6 +211,9 @@ impl Generator {
     /// Does what can be done now; true when there was something.
     pub fn turn(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer, control: &Control) -> bool {
         let before = self.counters.packets;
+        if self.send_built(now, ring) {
+            return true;
+        }
         let received = self.read(now, ring, replies);
         self.answer(now, ring);
         match self.stage {
@@ -344,6 +358,43 @@ impl Generator {
                 }
             }
         }
+    }
+
+    /// Sends what was built ahead and is due, and builds what is due soon; true while something waits for its time.
+    fn send_built(&mut self, now: u64, ring: &mut Producer) -> bool {
+        let waited = !self.built.is_empty();
+        while let Some(&due) = self.built.front() {
+            if due > now {
+                return true;
+            }
+            ring.publish_portion();
+            self.built.pop_front();
+            self.window.behind_max = self.window.behind_max.max(now - due);
+        }
+        // Not twice in a row: replies are read in between.
+        if !waited && self.stage == Stage::Run && self.open_loop {
+            while self.built.len() < BUILT && self.build_next(now, ring) {}
+        }
+        !self.built.is_empty()
+    }
+
+    /// Builds the packet that is due next, if that is soon.
+    fn build_next(&mut self, now: u64, ring: &mut Producer) -> bool {
+        let Some(entry) = self.entries.iter_mut().min_by_key(|entry| entry.next) else { return false };
+        let due = self.epoch + (entry.next >> FRACTION);
+        let end = self.epoch + if self.begun.is_some() { self.total_ns } else { self.warmup_ns };
+        if due <= now || due > now + AHEAD || due >= end {
+            return false;
+        }
+        let (counters, pattern) = (&mut self.counters, &self.pattern);
+        let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: due, pattern, counters };
+        // What is blocked may be free when it is due.
+        let Slot::Sent(packets) = entry.component.send(&mut link) else { return false };
+        ring.cut();
+        entry.next += entry.interval * u64::from(packets);
+        self.window.intended += u64::from(packets);
+        self.built.push_back(due);
+        true
     }
 
     fn send_all(&mut self, now: u64, ring: &mut Producer) {

@@ -28,6 +28,7 @@ pub mod run;
 pub mod sampler;
 pub mod slices;
 pub mod spec;
+pub mod stall;
 pub mod stream;
 pub mod summary;
 pub mod turns;

@@ -196,10 +196,14 @@ pub struct PhaseResult {
     pub invalid: Option<String>,
     /// From due time to effect.
     pub latency: Distribution,
+    /// The latency of packets that no stall of the machine disturbed.
+    pub quiet: Distribution,
     /// From dequeue to effect.
     pub service: Distribution,
     /// The latency of each slice, where the phase has some.
     pub latency_slices: Vec<Slice>,
+    /// The undisturbed latency of each slice.
+    pub quiet_slices: Vec<Slice>,
     /// The service time of each slice.
     pub service_slices: Vec<Slice>,
     /// How long bytes waited in the core because the simulated upstream took none.

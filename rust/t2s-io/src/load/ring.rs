@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -81,7 +82,7 @@ pub fn ring(capacity: usize) -> (Producer, Consumer) {
         tail: Position(AtomicUsize::new(0)),
     });
     (
-        Producer { shared: Arc::clone(&shared), head: 0, published: 0, tail: 0, reserved: None },
+        Producer { shared: Arc::clone(&shared), head: 0, published: 0, cuts: VecDeque::new(), tail: 0, reserved: None },
         Consumer { shared, tail: 0, released: 0, head: 0 },
     )
 }
@@ -97,6 +98,8 @@ pub struct Producer {
     /// Bytes written, published or not.
     head: usize,
     published: usize,
+    /// Ends of portions that are published one by one, oldest first.
+    cuts: VecDeque<usize>,
     /// The consumer's position as last seen.
     tail: usize,
     /// Where the reserved record starts, and its length.
@@ -154,9 +157,29 @@ impl Producer {
     /// Makes everything committed visible to the consumer.
     #[inline]
     pub fn publish(&mut self) {
-        if self.published != self.head {
-            self.published = self.head;
-            self.shared.head.0.store(self.head, Ordering::Release);
+        self.cuts.clear();
+        self.publish_until(self.head);
+    }
+
+    /// Ends a portion behind what was committed last, for [`Producer::publish_portion`].
+    #[inline]
+    pub fn cut(&mut self) {
+        self.cuts.push_back(self.head);
+    }
+
+    /// Makes the oldest portion visible to the consumer; nothing when there is none.
+    #[inline]
+    pub fn publish_portion(&mut self) {
+        if let Some(end) = self.cuts.pop_front() {
+            self.publish_until(end);
+        }
+    }
+
+    #[inline]
+    fn publish_until(&mut self, end: usize) {
+        if self.published != end {
+            self.published = end;
+            self.shared.head.0.store(end, Ordering::Release);
         }
     }
 
@@ -269,6 +292,27 @@ mod tests {
         assert_eq!(rx.pop(), Some(Record { due_ns: 1, flags: 10, bytes: b"one" }));
         assert_eq!(rx.pop(), Some(Record { due_ns: 2, flags: 20, bytes: b"" }));
         assert!(rx.pop().is_none());
+    }
+
+    #[test]
+    fn portions_become_visible_one_by_one() {
+        let (mut tx, mut rx) = ring(4096);
+        assert!(tx.push(b"one", 1, 0) && tx.push(b"two", 2, 0));
+        tx.cut();
+        assert!(tx.push(b"three", 3, 0));
+        tx.cut();
+        assert!(tx.push(b"four", 4, 0));
+        tx.publish_portion();
+        assert_eq!([(); 3].map(|()| rx.pop().map(|record| record.due_ns)), [Some(1), Some(2), None]);
+        tx.publish_portion();
+        assert_eq!([(); 2].map(|()| rx.pop().map(|record| record.due_ns)), [Some(3), None]);
+        tx.publish_portion();
+        assert!(rx.pop().is_none(), "there is no third portion");
+        tx.cut();
+        tx.publish();
+        assert!(tx.push(b"five", 5, 0));
+        tx.publish_portion();
+        assert_eq!([(); 2].map(|()| rx.pop().map(|record| record.due_ns)), [Some(4), None], "all was one portion");
     }
 
     #[test]

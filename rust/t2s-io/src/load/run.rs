@@ -24,6 +24,7 @@ use super::result::{PhaseResult, Progress};
 use super::ring::{Consumer, Producer, ring};
 use super::sampler::{Gauge, Sampler};
 use super::spec::{Accept, CongestionName, Phase, PhaseSpec, Reassembly, Settings, SpecError, UpstreamMode};
+use super::stall::LastStall;
 use super::summary::{GeneratorReport, Parts, summarize};
 use super::worker::{Report, Worker};
 use crate::replay::{CaptureError, CaptureSpec, run_capture};
@@ -267,11 +268,13 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
             (count > 0).then(|| cpus[(2 * count - 1 - (2 * index + offset) % count) % count])
         };
         let (pool, map) = (pool.clone(), Arc::clone(&map));
+        let stall = Arc::new(LastStall::default());
+        let heard = Arc::clone(&stall);
         let placement = Placement::among(&map, index, spec.workers as usize);
         let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), patience };
-        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&seat, &pool, &map, device, out))?);
+        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&seat, &pool, &map, heard, device, out))?);
         let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), patience };
-        generators.push(spawn(format!("t2s-load-{index}"), move || generate(&seat, &placement, tx, rx))?);
+        generators.push(spawn(format!("t2s-load-{index}"), move || generate(&seat, &placement, &stall, tx, rx))?);
         Ok::<(), LabError>(())
     });
     if spawned.is_err() {
@@ -379,14 +382,22 @@ impl Seat {
 }
 
 /// The body of a worker's thread; `None` for the null device.
-fn work(seat: &Seat, pool: &Pool, map: &Arc<FlowMap<u32>>, device: Consumer, out: Producer) -> Option<Box<Report>> {
+fn work(
+    seat: &Seat,
+    pool: &Pool,
+    map: &Arc<FlowMap<u32>>,
+    generator: Arc<LastStall>,
+    device: Consumer,
+    out: Producer,
+) -> Option<Box<Report>> {
     let spec = &seat.spec;
     let gauge = &seat.shared.workers[seat.index];
     let report = if spec.phase == Phase::Null {
         null_device(seat, gauge, device, out);
         None
     } else {
-        Some(Box::new(drive(seat, gauge, Worker::new(spec, config_of(spec), pool, map, seat.index), device, out)))
+        let worker = Worker::new(spec, config_of(spec), pool, map, seat.index, generator);
+        Some(Box::new(drive(seat, gauge, worker, device, out)))
     };
     gauge.flows.store(DONE, Ordering::Relaxed);
     report
@@ -436,14 +447,22 @@ fn null_device(seat: &Seat, gauge: &Gauge, mut device: Consumer, mut out: Produc
 }
 
 /// The body of a generator's thread.
-fn generate(seat: &Seat, placement: &Placement, mut tx: Producer, mut rx: Consumer) -> GeneratorReport {
+fn generate(
+    seat: &Seat,
+    placement: &Placement,
+    stall: &LastStall,
+    mut tx: Producer,
+    mut rx: Consumer,
+) -> GeneratorReport {
     let mut idle = seat.sit_down();
     let gauge = &seat.shared.generators[seat.index];
     let mut generator = Generator::new(&seat.spec, seat.index as u32, placement);
     let mut cpu_at = [None; 2];
-    let mut publish_at = 0;
+    let (mut publish_at, mut last) = (0, 0);
     while !generator.is_done() && !seat.aborted() {
         let now = now_ns();
+        stall.look(last, now);
+        last = now;
         if generator.turn(now, &mut tx, &mut rx, &seat.shared.signals) {
             idle.since = 0;
         } else {

@@ -21,6 +21,7 @@ use super::recorder::Recorder;
 use super::ring::{Consumer, Producer};
 use super::slices::{Slice, Sliced};
 use super::spec::{Component, PhaseSpec};
+use super::stall::{LastStall, Witness};
 use super::turns::{Part, Turns};
 use super::upstream::Upstreams;
 use crate::sys::clock::thread_cpu_nanos;
@@ -74,6 +75,8 @@ pub struct Report {
     pub last: Snapshot,
     /// Due time to effect.
     pub latency: (Recorder, Vec<Slice>),
+    /// The same of packets that no stall of the machine disturbed.
+    pub quiet: (Recorder, Vec<Slice>),
     /// Dequeue to effect.
     pub service: (Recorder, Vec<Slice>),
     /// Bytes that waited for the upstream, when any could.
@@ -108,11 +111,14 @@ pub struct Worker {
     /// The window is open.
     measuring: bool,
     latency: Sliced,
+    quiet: Sliced,
     service: Sliced,
     /// Nanoseconds of a slice, and when the present one ends.
     slice_ns: u64,
     slice_ends: u64,
     turns: Turns,
+    witness: Witness,
+    generator: Arc<LastStall>,
     next_timer_look: u64,
     packets: u64,
     no_buffer: u64,
@@ -134,8 +140,15 @@ pub struct Turn {
 }
 
 impl Worker {
-    /// Worker number `worker` of this phase.
-    pub fn new(spec: &PhaseSpec, config: Config, pool: &Pool, map: &Arc<FlowMap<u32>>, worker: usize) -> Self {
+    /// Worker number `worker` of this phase; its `generator` tells of stalls.
+    pub fn new(
+        spec: &PhaseSpec,
+        config: Config,
+        pool: &Pool,
+        map: &Arc<FlowMap<u32>>,
+        worker: usize,
+        generator: Arc<LastStall>,
+    ) -> Self {
         let limit = (spec.settings.loop_limit_ms * 1e6) as u64;
         let mtu = usize::from(config.mtu);
         let workers = spec.workers as usize;
@@ -149,10 +162,13 @@ impl Worker {
             mtu,
             measuring: false,
             latency: Sliced::new(spec.slices()),
+            quiet: Sliced::new(spec.slices()),
             service: Sliced::new(spec.slices()),
             slice_ns: if spec.slices() > 0 { (spec.slice_seconds * 1e9) as u64 } else { u64::MAX },
             slice_ends: u64::MAX,
             turns: Turns::new(spec.settings.watchdog, limit),
+            witness: Witness::default(),
+            generator,
             next_timer_look: 0,
             packets: 0,
             no_buffer: 0,
@@ -177,6 +193,7 @@ impl Worker {
     /// One turn of the loop, begun at `now`.
     #[inline]
     pub fn turn(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Turn {
+        self.witness.begin(now);
         let mark = if out.fits(LARGEST) { self.read(device) } else { None };
         let read = self.dues.len();
         let timers = now >= self.next_timer_look;
@@ -214,6 +231,7 @@ impl Worker {
         if worked && self.measuring {
             self.record(&stamps);
         }
+        self.witness.end(stamps[4], read == 0);
         self.dues.clear();
         self.turns.between(stamps[4]);
         if let Some(mark) = mark {
@@ -292,6 +310,7 @@ impl Worker {
         let (begin, end) = (stamps[0], stamps[4]);
         if begin >= self.slice_ends {
             self.latency.cut();
+            self.quiet.cut();
             self.service.cut();
             self.slice_ends += self.slice_ns;
         }
@@ -303,6 +322,11 @@ impl Worker {
         for &due in &self.dues {
             self.latency.current.record(end.saturating_sub(due));
         }
+        if !self.witness.is_disturbed(begin, &self.generator) {
+            for &due in &self.dues {
+                self.quiet.current.record(end.saturating_sub(due));
+            }
+        }
     }
 
     #[inline]
@@ -312,6 +336,7 @@ impl Worker {
             self.idle_ns += if gap < POLL_GAP { gap } else { 0 };
         }
         self.last_poll = Some(now);
+        self.witness.end(now, true);
         self.turns.between(now);
     }
 
@@ -377,6 +402,7 @@ impl Worker {
             end,
             last,
             latency: self.latency.finish(),
+            quiet: self.quiet.finish(),
             service: self.service.finish(),
             upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
             measured: self.measured,

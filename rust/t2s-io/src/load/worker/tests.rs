@@ -21,7 +21,7 @@ fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
     let pool = Pool::new(PoolConfig::default());
     let map = Arc::new(FlowMap::new(FlowMapConfig::default()));
     let mut generator = Generator::new(spec, 0, &Placement::everywhere());
-    let mut worker = Worker::new(spec, config_of(spec), &pool, &map, 0);
+    let mut worker = Worker::new(spec, config_of(spec), &pool, &map, 0, Arc::default());
     let (mut tx, mut device) = ring(1 << 19);
     let (mut out, mut rx) = ring(1 << 20);
     let control = Control::default();
