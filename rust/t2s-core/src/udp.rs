@@ -29,6 +29,9 @@ mod tests;
 const DNS_PORT: u16 = 53;
 /// Sessions for which room is reserved at once: as many as one client address has ports. A larger table grows.
 const RESERVED_MAX: u32 = 1 << 16;
+
+/// Slots that [`Sessions::prepare`] adds at once: about a page of memory.
+const PREPARED: u32 = 32;
 /// No entry: the end of a list.
 const NONE: u32 = u32::MAX;
 
@@ -460,11 +463,28 @@ impl Sessions {
         self.used[class as usize].push(index);
     }
 
+    /// Gets a few slots ready if none is and the table is in use, so that the first touch of their memory is not a
+    /// packet's: for when nothing waits.
+    pub fn prepare(&mut self) {
+        if self.free_slots.is_empty() && !self.is_empty() && self.slots.len() < self.capacity as usize {
+            let first = self.slots.len() as u32;
+            for index in first..(first + PREPARED).min(self.capacity) {
+                self.add_slot();
+                self.free_slots.push(index);
+            }
+        }
+    }
+
     /// A free slot, the table's memory grown if there is none.
     fn take_slot(&mut self) -> u32 {
         if let Some(index) = self.free_slots.pop() {
             return index;
         }
+        self.add_slot();
+        self.slots.len() as u32 - 1
+    }
+
+    fn add_slot(&mut self) {
         self.slots.push(Slot {
             generation: 0,
             client: None,
@@ -476,7 +496,6 @@ impl Sessions {
             bytes_down: 0,
             opened_at: Instant::ZERO,
         });
-        self.slots.len() as u32 - 1
     }
 
     /// A place for a datagram, the last of its queue.

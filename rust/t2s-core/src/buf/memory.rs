@@ -260,11 +260,44 @@ impl Block {
         window
     }
 
+    /// Gets the first `bytes` under way to this CPU's cache, to be written. A hint: nothing changes.
+    #[inline]
+    pub(super) fn prefetch(&self, bytes: usize) {
+        for at in (0..bytes.min(CLASSES[self.class()])).step_by(LINE) {
+            // SAFETY: the offset lies within the block; a prefetch faults nowhere anyway.
+            unsafe { prefetch_to_write(self.data.as_ptr().add(at)) }
+        }
+    }
+
     #[inline]
     fn header(&self) -> &Header {
         // SAFETY: the slab frees its header only when none of its blocks is out; this one is.
         unsafe { self.header.as_ref() }
     }
+}
+
+/// Bytes of a cache line; where lines are longer, some hints are given twice.
+const LINE: usize = 64;
+
+/// Asks for the cache line at `at` in a state that can be written.
+///
+/// # Safety
+/// None beyond a pointer's own: the instructions are hints.
+#[inline]
+unsafe fn prefetch_to_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint; CPUs without PREFETCHW take it for a no-op.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_ET0>(at.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint that changes no register and no memory.
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = at;
 }
 
 impl Drop for Block {

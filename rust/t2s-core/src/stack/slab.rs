@@ -50,9 +50,7 @@ impl<T> Slab<T> {
             return None;
         }
         if self.free.is_empty() {
-            let first = self.slots() as u32;
-            self.chunks.push((0..CHUNK).map(|_| Slot { generation: self.fresh, value: None }).collect());
-            self.free.extend((first..first + CHUNK as u32).rev());
+            self.grow();
         }
         let index = self.free.pop()?;
         let slot = &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK];
@@ -60,6 +58,19 @@ impl<T> Slab<T> {
         slot.value = Some(make(id));
         self.len += 1;
         Some(id)
+    }
+
+    fn grow(&mut self) {
+        let first = self.slots() as u32;
+        self.chunks.push((0..CHUNK).map(|_| Slot { generation: self.fresh, value: None }).collect());
+        self.free.extend((first..first + CHUNK as u32).rev());
+    }
+
+    /// Grows now if the next flow would have to and the table is in use: for when nothing waits.
+    pub(super) fn prepare(&mut self) {
+        if self.free.is_empty() && self.len > 0 && !self.is_full() {
+            self.grow();
+        }
     }
 
     #[inline]

@@ -17,6 +17,7 @@ use super::packets::{Pattern, checksums_hold, parse_reply};
 use super::placement::Placement;
 use super::ring::{Consumer, Producer};
 use super::rng::Rng;
+use super::schedule::Schedule;
 use super::spec::{Phase, PhaseSpec};
 
 /// Packets that one turn sends at most, so that replies are read in between.
@@ -34,9 +35,6 @@ const AHEAD: u64 = 4_000;
 
 /// Packets that are built ahead at most before replies are read again.
 const BUILT: usize = 8;
-
-/// Fraction bits of a due time: 1/256 ns keeps a rate of 10 million packets/s right to 0.004 %.
-const FRACTION: u32 = 8;
 
 /// Set-up that takes longer than this goes on into the warm-up, nanoseconds.
 const SET_UP_LIMIT: u64 = 10_000_000_000;
@@ -83,10 +81,6 @@ enum Stage {
 
 struct Entry {
     component: Component,
-    /// Nanoseconds between two packets, with [`FRACTION`] bits.
-    interval: u64,
-    /// Time of the next packet since the epoch, with [`FRACTION`] bits.
-    next: u64,
     /// Blocked packets are not intended.
     limited: bool,
     /// Turns by weight in the capacity phase: the smallest goes next.
@@ -116,6 +110,8 @@ pub struct Window {
 /// The generator of one worker.
 pub struct Generator {
     entries: Vec<Entry>,
+    /// When they are due, by index of `entries`.
+    schedule: Schedule,
     /// Index into `entries` of each component, `usize::MAX` for one without flows here.
     by_component: Vec<usize>,
     pattern: Pattern,
@@ -143,31 +139,30 @@ impl Generator {
         let pattern = Pattern::new();
         let ports = shuffled_ports(&mut Rng::new(spec.seed, u64::from(worker) << 32 | 0xffff));
         let total_weight: f64 = spec.components.iter().map(super::spec::Component::weight).sum();
-        let rate = spec.rate_pps / f64::from(spec.workers);
         let mut by_component = vec![usize::MAX; spec.components.len()];
         let mut entries: Vec<Entry> = Vec::new();
+        let mut weights = Vec::new();
         for (index, part) in spec.components.iter().enumerate() {
             let mut component = Component::new(spec, index, worker, &pattern, &ports, placement);
             if component.is_empty() {
                 continue;
             }
             by_component[index] = entries.len();
-            let share = part.weight() / total_weight;
-            let interval = (1e9 * f64::from(1_u32 << FRACTION) / (rate * share)).max(1.0) as u64;
+            weights.push(part.weight());
             entries.push(Entry {
                 component,
-                interval,
-                // Components with equal rates are spread over the interval instead of all being due at once.
-                next: interval * index as u64 / spec.components.len() as u64,
                 limited: part.upstream().limits_the_sender(),
                 pass: 0.0,
-                stride: 1.0 / share,
+                stride: 1.0 / part.weight(),
                 blocked_since: 0,
             });
         }
+        // A component without flows here is another generator's.
+        let rate = spec.rate_pps / f64::from(spec.workers) * weights.iter().sum::<f64>() / total_weight;
         let nanos = |seconds: f64| (seconds * 1e9) as u64;
         Self {
             entries,
+            schedule: Schedule::new(rate, &weights),
             by_component,
             pattern,
             counters: Counters::default(),
@@ -205,7 +200,7 @@ impl Generator {
         if self.stage != Stage::Run || !self.open_loop {
             return None;
         }
-        self.entries.iter().map(|entry| self.epoch + (entry.next >> FRACTION)).min()
+        Some(self.epoch + self.schedule.next()?.0)
     }
 
     /// Does what can be done now; true when there was something.
@@ -318,9 +313,7 @@ impl Generator {
         self.window.counters = self.counters.since(&begun);
         self.window.intended += self.window.counters.reactions;
         if self.open_loop {
-            let end = elapsed.min(self.total_ns) << FRACTION;
-            let overdue = |entry: &Entry| end.saturating_sub(entry.next) / entry.interval;
-            self.window.intended += self.entries.iter().map(overdue).sum::<u64>();
+            self.window.intended += self.schedule.overdue(elapsed.min(self.total_ns));
         } else {
             self.window.intended = self.window.counters.packets;
         }
@@ -328,36 +321,48 @@ impl Generator {
 
     fn send_due(&mut self, now: u64, elapsed: u64, ring: &mut Producer) {
         let mut budget = SEND_BUDGET;
-        let now_scaled = elapsed << FRACTION | ((1 << FRACTION) - 1);
-        let mut pending = true;
-        while pending && budget > 0 {
-            pending = false;
-            for entry in &mut self.entries {
-                if entry.next > now_scaled || entry.blocked_since == now {
-                    continue;
-                }
-                let due_ns = self.epoch + (entry.next >> FRACTION);
-                let (counters, pattern) = (&mut self.counters, &self.pattern);
-                let mut link = Link { ring: &mut *ring, now_ns: now, due_ns, pattern, counters };
-                match entry.component.send(&mut link) {
-                    Slot::Sent(packets) => {
-                        entry.next += entry.interval * u64::from(packets);
-                        self.window.intended += u64::from(packets);
-                        self.window.behind_max = self.window.behind_max.max(now.saturating_sub(due_ns));
-                        budget = budget.saturating_sub(packets);
-                        pending = true;
-                    }
-                    Slot::Blocked if entry.limited => {
-                        entry.next += entry.interval;
-                        self.counters.window_blocked += 1;
-                        budget = budget.saturating_sub(1);
-                        pending = true;
-                    }
-                    Slot::Blocked => entry.blocked_since = now,
-                    Slot::Full => return,
-                }
+        for index in 0..self.entries.len() {
+            while budget > 0
+                && let Some(due) = self.schedule.owed(index)
+            {
+                let Slot::Sent(packets) = self.send(index, now, due, ring) else { break };
+                self.schedule.pay(index, packets.into());
+                budget = budget.saturating_sub(packets);
             }
         }
+        while budget > 0
+            && let Some((due, index)) = self.schedule.next()
+            && due <= elapsed
+        {
+            // In order: what is owed goes first.
+            let blocked = self.schedule.owed(index).is_some();
+            match if blocked { Slot::Blocked } else { self.send(index, now, due, ring) } {
+                Slot::Sent(packets) => {
+                    self.schedule.advance(index, packets.into());
+                    budget = budget.saturating_sub(packets);
+                }
+                Slot::Blocked if self.entries[index].limited => {
+                    self.schedule.advance(index, 1);
+                    self.counters.window_blocked += 1;
+                    budget -= 1;
+                }
+                Slot::Blocked => self.schedule.owe(index),
+                Slot::Full => return,
+            }
+        }
+    }
+
+    /// Has a component send the packet that was due `due` nanoseconds after the epoch.
+    fn send(&mut self, index: usize, now: u64, due: u64, ring: &mut Producer) -> Slot {
+        let due_ns = self.epoch + due;
+        let (counters, pattern) = (&mut self.counters, &self.pattern);
+        let mut link = Link { ring, now_ns: now, due_ns, pattern, counters };
+        let slot = self.entries[index].component.send(&mut link);
+        if let Slot::Sent(packets) = slot {
+            self.window.intended += u64::from(packets);
+            self.window.behind_max = self.window.behind_max.max(now.saturating_sub(due_ns));
+        }
+        slot
     }
 
     /// Sends what was built ahead and is due, and builds what is due soon; true while something waits for its time.
@@ -380,19 +385,16 @@ impl Generator {
 
     /// Builds the packet that is due next, if that is soon.
     fn build_next(&mut self, now: u64, ring: &mut Producer) -> bool {
-        let Some(entry) = self.entries.iter_mut().min_by_key(|entry| entry.next) else { return false };
-        let due = self.epoch + (entry.next >> FRACTION);
-        let end = self.epoch + if self.begun.is_some() { self.total_ns } else { self.warmup_ns };
-        if due <= now || due > now + AHEAD || due >= end {
+        let Some((after, index)) = self.schedule.next() else { return false };
+        let due = self.epoch + after;
+        let end = if self.begun.is_some() { self.total_ns } else { self.warmup_ns };
+        if due <= now || due > now + AHEAD || after >= end || self.schedule.owed(index).is_some() {
             return false;
         }
-        let (counters, pattern) = (&mut self.counters, &self.pattern);
-        let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: due, pattern, counters };
         // What is blocked may be free when it is due.
-        let Slot::Sent(packets) = entry.component.send(&mut link) else { return false };
+        let Slot::Sent(packets) = self.send(index, now, after, ring) else { return false };
         ring.cut();
-        entry.next += entry.interval * u64::from(packets);
-        self.window.intended += u64::from(packets);
+        self.schedule.advance(index, packets.into());
         self.built.push_back(due);
         true
     }

@@ -26,6 +26,7 @@ pub mod ring;
 pub mod rng;
 pub mod run;
 pub mod sampler;
+pub mod schedule;
 pub mod slices;
 pub mod spec;
 pub mod stall;

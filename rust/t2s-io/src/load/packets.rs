@@ -71,7 +71,10 @@ impl Pattern {
         match bytes {
             [] => true,
             [only] => *only == Self::byte(offset),
-            [first, .., last] => *first == Self::byte(offset) && *last == Self::byte(offset + bytes.len() as u64 - 1),
+            // Both are read at once: where they are not cached, the second comes with the first.
+            [first, .., last] => {
+                (*first == Self::byte(offset)) & (*last == Self::byte(offset + bytes.len() as u64 - 1))
+            }
         }
     }
 }

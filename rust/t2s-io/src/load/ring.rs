@@ -250,14 +250,20 @@ impl Consumer {
         }
     }
 
+    /// Bytes that wait, as far as is known without asking the producer again while there are any.
+    #[inline]
+    pub fn waiting(&mut self) -> usize {
+        if self.tail == self.head {
+            self.head = self.shared.head.0.load(Ordering::Acquire);
+        }
+        self.head.wrapping_sub(self.tail)
+    }
+
     #[inline]
     fn next_header(&mut self) -> Option<Header> {
         loop {
-            if self.tail == self.head {
-                self.head = self.shared.head.0.load(Ordering::Acquire);
-                if self.tail == self.head {
-                    return None;
-                }
+            if self.waiting() == 0 {
+                return None;
             }
             // SAFETY: `tail < head`, so a published header stands here, aligned to its unit.
             let header = unsafe { self.shared.at(self.tail).read() };

@@ -275,6 +275,7 @@ impl Worker {
         self.clockwork.phase("transmit");
         self.transmit()?;
         self.serve();
+        self.stack.prepare();
         if let Some(alarm) = self.clockwork.end(monotonic_nanos()) {
             self.stats.alarms += 1;
             self.say(Level::Warn, format_args!("event loop of worker {} took long: {alarm}", self.index));
