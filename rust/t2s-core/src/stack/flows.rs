@@ -33,8 +33,9 @@ pub(super) struct Flow {
     pub(super) tcb: Tcb,
     key: FlowKey,
     hash: u64,
-    timer: Option<TimerId>,
-    armed: Instant,
+    /// Up to two entries of the wheel: an earlier deadline is armed beside a later one, which stays where it is. Taking
+    /// that out would touch its neighbours, flows that nobody has seen for long, for an acknowledgement 40 ms ahead.
+    timers: [Armed; 2],
     pub(super) last_active: Instant,
     opened_at: Instant,
     bytes_up: u64,
@@ -51,14 +52,25 @@ pub(super) struct Flow {
     buried: bool,
 }
 
+/// An entry of the wheel; its token is twice the flow's index, plus which of the two it is.
+#[derive(Clone, Copy, Debug)]
+struct Armed {
+    id: Option<TimerId>,
+    /// [`Instant::FAR`] without one.
+    at: Instant,
+}
+
+impl Armed {
+    const NONE: Self = Self { id: None, at: Instant::FAR };
+}
+
 impl Flow {
     pub(super) fn new(tcb: Tcb, key: FlowKey, hash: u64, now: Instant) -> Self {
         Self {
             tcb,
             key,
             hash,
-            timer: None,
-            armed: Instant::FAR,
+            timers: [Armed::NONE; 2],
             last_active: now,
             opened_at: now,
             bytes_up: 0,
@@ -316,14 +328,19 @@ impl Inner {
     pub(super) fn arm(&mut self, now: Instant, index: u32) {
         let Some(flow) = self.flows.at_mut(index) else { return };
         let deadline = flow.tcb.deadline().map_or(Instant::FAR, |(at, _)| at);
-        if deadline >= flow.armed {
+        let [first, second] = &flow.timers;
+        if deadline >= first.at.min(second.at) {
             return;
         }
-        if let Some(timer) = flow.timer.take() {
+        // A free place, else that of the earlier one.
+        let which =
+            if first.at == Instant::FAR { 0 } else { usize::from(second.at == Instant::FAR || second.at < first.at) };
+        let place = &mut flow.timers[which];
+        if let Some(timer) = place.id {
             self.wheel.cancel(timer);
         }
-        flow.armed = deadline;
-        flow.timer = Some(self.wheel.insert(index, deadline.max(now)));
+        let id = self.wheel.insert(index << 1 | which as u32, deadline.max(now));
+        *place = Armed { id: Some(id), at: deadline };
     }
 
     /// Runs what is due, at most so many timers of flows and ends of sessions each.
@@ -332,15 +349,15 @@ impl Inner {
         while left > 0 {
             let mut due = [0; TIMERS];
             let mut count = 0;
-            for (slot, index) in due.iter_mut().zip(core::iter::from_fn(|| self.wheel.pop_expired(now))).take(left) {
-                *slot = index;
+            for (slot, token) in due.iter_mut().zip(core::iter::from_fn(|| self.wheel.pop_expired(now))).take(left) {
+                *slot = token;
                 count += 1;
             }
             // Flows with a timer have mostly not been seen for a while: their cache misses overlap here.
-            let flows = due[..count].iter().filter_map(|&index| self.flows.at(index));
+            let flows = due[..count].iter().filter_map(|&token| self.flows.at(token >> 1));
             core::hint::black_box(flows.fold(0, |sum, flow| sum ^ flow.warm()));
-            for &index in &due[..count] {
-                self.flow_timer(now, index);
+            for &token in &due[..count] {
+                self.flow_timer(now, token);
             }
             left -= count;
             if count < TIMERS {
@@ -351,11 +368,11 @@ impl Inner {
         self.expire_sessions(now, most);
     }
 
-    fn flow_timer(&mut self, now: Instant, index: u32) {
+    fn flow_timer(&mut self, now: Instant, token: u32) {
+        let index = token >> 1;
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
         let Some(flow) = flows.at_mut(index) else { return };
-        flow.timer = None;
-        flow.armed = Instant::FAR;
+        flow.timers[token as usize & 1] = Armed::NONE;
         if flow.tcb.deadline().is_some_and(|(at, _)| at <= now) {
             let mut ctx = context(now, config, pool, budget, memory, stats);
             flow.tcb.handle_timeout(&mut ctx);
@@ -453,7 +470,7 @@ impl Inner {
         if flow.buried {
             self.graves.retain(|&grave| grave != index);
         }
-        if let Some(timer) = flow.timer {
+        for timer in flow.timers.iter().filter_map(|armed| armed.id) {
             self.wheel.cancel(timer);
         }
         flow.tcb.release(&mut self.pool, &mut self.budget, &mut self.memory);

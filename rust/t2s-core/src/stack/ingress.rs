@@ -78,7 +78,7 @@ impl Inner {
     /// Gets the flows of a batch under way to the cache.
     #[inline]
     pub(super) fn warm(&self, batch: &[Looked]) {
-        if batch.len() > 1 {
+        if !batch.is_empty() {
             let flows = batch.iter().filter_map(|looked| self.flows.at(looked.found?));
             core::hint::black_box(flows.fold(0, |sum, flow| sum ^ flow.warm()));
         }

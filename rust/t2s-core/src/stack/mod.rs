@@ -135,7 +135,8 @@ impl Stack {
             worker,
             workers,
             pool: pool.cache(),
-            flows: Slab::new(config.max_tcp_flows as usize + flows::EVICT_SLACK),
+            // A timer names a flow and one bit more.
+            flows: Slab::new((config.max_tcp_flows as usize + flows::EVICT_SLACK).min(1 << 31)),
             wheel: Wheel::new(now),
             sessions: Sessions::new(config.udp, config.max_udp_sessions, config.secrets.flow_hash),
             fragments: FragmentReassembler::new(config.fragment, config.reassembly, config.secrets.flow_hash),

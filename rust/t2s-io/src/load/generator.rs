@@ -229,7 +229,13 @@ impl Generator {
 
     fn read(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer) -> u32 {
         let mut read = 0;
-        let budget = if self.open_loop && self.stage == Stage::Run { READ_BUDGET_OPEN } else { READ_BUDGET };
+        // One after the other while there is time: an answer is due when its turn begins.
+        let leisure = self.next_due().is_some_and(|due| due > now + AHEAD);
+        let budget = match (self.open_loop && self.stage == Stage::Run, leisure) {
+            (true, true) => 1,
+            (true, false) => READ_BUDGET_OPEN,
+            (false, _) => READ_BUDGET,
+        };
         while read < budget {
             let Some(record) = replies.pop() else { break };
             read += 1;
