@@ -29,6 +29,11 @@ pub struct TimerId {
     generation: u32,
 }
 
+impl TimerId {
+    /// Names no timer.
+    pub const NONE: Self = Self { index: NIL, generation: 0 };
+}
+
 /// A timer, or a vacant place (then `list` is `VACANT`, and `next` leads to the next vacant one).
 #[derive(Clone, Copy)]
 struct Timer {

@@ -27,19 +27,15 @@ const EVICT_SAMPLE: u32 = 64;
 /// A flow younger in idleness than this is not evicted for a newcomer.
 const EVICT_MIN_IDLE: u64 = 5 * SECONDS;
 
-/// One TCP flow.
+/// One TCP flow. What each segment touches comes first, so that it shares cache lines.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Flow {
-    pub(super) tcb: Tcb,
-    key: FlowKey,
-    hash: u64,
+    pub(super) last_active: Instant,
+    bytes_up: u64,
     /// Up to two entries of the wheel: an earlier deadline is armed beside a later one, which stays where it is. Taking
     /// that out would touch its neighbours, flows that nobody has seen for long, for an acknowledgement 40 ms ahead.
     timers: [Armed; 2],
-    pub(super) last_active: Instant,
-    opened_at: Instant,
-    bytes_up: u64,
-    bytes_down: u64,
     /// Waits for the answer of its upstream and counts in `StackStats::pending`.
     pending: bool,
     /// Stands in `Inner::dirty`.
@@ -50,18 +46,24 @@ pub(super) struct Flow {
     pub(super) over: bool,
     /// Stands in `Inner::graves`.
     buried: bool,
+    pub(super) tcb: Tcb,
+    bytes_down: u64,
+    opened_at: Instant,
+    key: FlowKey,
+    hash: u64,
 }
 
 /// An entry of the wheel; its token is twice the flow's index, plus which of the two it is.
 #[derive(Clone, Copy, Debug)]
 struct Armed {
-    id: Option<TimerId>,
+    /// [`TimerId::NONE`] without one.
+    id: TimerId,
     /// [`Instant::FAR`] without one.
     at: Instant,
 }
 
 impl Armed {
-    const NONE: Self = Self { id: None, at: Instant::FAR };
+    const NONE: Self = Self { id: TimerId::NONE, at: Instant::FAR };
 }
 
 impl Flow {
@@ -90,7 +92,7 @@ impl Flow {
     /// Reads a little of each part that a segment will need, so that the parts are on their way to the cache.
     #[inline]
     pub(super) fn warm(&self) -> u64 {
-        self.tcb.state() as u64 ^ self.last_active.nanos() ^ self.bytes_up ^ self.tcb.readable_len() as u64
+        self.last_active.nanos() ^ self.tcb.warm()
     }
 
     pub(super) fn ends(&self) -> (SocketAddr, SocketAddr) {
@@ -336,11 +338,9 @@ impl Inner {
         let which =
             if first.at == Instant::FAR { 0 } else { usize::from(second.at == Instant::FAR || second.at < first.at) };
         let place = &mut flow.timers[which];
-        if let Some(timer) = place.id {
-            self.wheel.cancel(timer);
-        }
+        self.wheel.cancel(place.id);
         let id = self.wheel.insert(index << 1 | which as u32, deadline.max(now));
-        *place = Armed { id: Some(id), at: deadline };
+        *place = Armed { id, at: deadline };
     }
 
     /// Runs what is due, at most so many timers of flows and ends of sessions each.
@@ -470,8 +470,8 @@ impl Inner {
         if flow.buried {
             self.graves.retain(|&grave| grave != index);
         }
-        for timer in flow.timers.iter().filter_map(|armed| armed.id) {
-            self.wheel.cancel(timer);
+        for armed in flow.timers {
+            self.wheel.cancel(armed.id);
         }
         flow.tcb.release(&mut self.pool, &mut self.budget, &mut self.memory);
     }

@@ -9,7 +9,9 @@ use super::api::FlowId;
 /// growth is rare.
 const CHUNK: usize = 64;
 
+/// Slots begin at a cache line: what a flow keeps together then shares one.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Slot<T> {
     generation: u32,
     value: Option<T>,

@@ -399,8 +399,8 @@ pub struct OutSegment {
 
 /// One TCP flow of the passive side.
 ///
-/// Hot fields come first and in the order of use: an in-order data segment or a pure acknowledgement touches the first
-/// lines, the queues' heads, and nothing behind a box. Reassembly and scoreboard are boxed and made on first use.
+/// Hot fields come first and in the order of use: an in-order data segment touches the first three lines, a pure
+/// acknowledgement the send queue's as well, neither anything behind a box. Reassembly and scoreboard are boxed and made on first use.
 #[repr(C)]
 pub struct Tcb {
     state: State,
@@ -447,19 +447,21 @@ pub struct Tcb {
     /// Connect, keepalive, idle, FIN-WAIT-2 or TIME-WAIT, by state; re-armed lazily.
     slow_at: Instant,
     recv: ByteQueue,
-    send: ByteQueue,
-    rtt: Rtt,
-    cc: Controller,
     /// Size of the receive buffer, bytes: what the window may open to. Within the configured minimum and maximum.
     recv_capacity: u32,
     /// Its part beyond the floor, which counts in [`BufferBudget::grow`].
     recv_grown: u32,
+    out_of_order: Option<Box<StreamReassembler>>,
+    scoreboard: Option<Box<Scoreboard>>,
+    recovery: Recovery,
+    send: ByteQueue,
+    rtt: Rtt,
+    cc: Controller,
     /// Largest window that the client ever offered (sender's silly window avoidance).
     max_snd_wnd: u32,
     /// Loss recovery: where it ends, and how far retransmission has come. `snd_una <= rexmit_nxt <= snd_nxt`.
     recovery_point: SeqNumber,
     rexmit_nxt: SeqNumber,
-    recovery: Recovery,
     /// Doublings of the timeout: expirations of `rto_at` in a row without progress.
     backoff: u8,
     /// Retransmissions, or keepalive probes, since the client last gave the answer that they ask for.
@@ -482,8 +484,6 @@ pub struct Tcb {
     irs: SeqNumber,
     /// The MSS that we announce.
     local_mss: u16,
-    out_of_order: Option<Box<StreamReassembler>>,
-    scoreboard: Option<Box<Scoreboard>>,
     /// Tests hold the general path against the fast one.
     #[cfg(test)]
     forced_slow: bool,
@@ -564,6 +564,12 @@ impl Tcb {
     /// Where the flow stands.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Reads a little of each line that a segment will need, so that all are on their way to the cache.
+    #[inline]
+    pub(crate) fn warm(&self) -> u64 {
+        self.state as u64 ^ self.recv.len() as u64 ^ u64::from(self.out_of_order.is_some())
     }
 
     /// Why the flow ended; `None` while it lives.
