@@ -46,6 +46,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="How long each load is measured.")] = 2.0,
     quick: Annotated[bool, typer.Option("--quick", help="One short round: does it work at all?")] = False,
     server: Annotated[str, typer.Option(help="The SOCKS5 server: t2s, microsocks or dante.")] = "t2s",
+    rtt_ms: Annotated[float, typer.Option(min=0, max=1_000, help="Distance to the server, for rr and crr.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the order; printed when not given.")] = None,
     t2s: Annotated[Path | None, typer.Option(help="The `t2s` to measure; the one beside this Python.")] = None,
     also: Annotated[
@@ -79,6 +80,7 @@ def main(
                 t2s=program,
                 folder=_logs(out) if out is not None else Path(scratch),
                 profile=profile,
+                rtt_ms=rtt_ms,
             )
             typer.echo(f"seed {seed}, {len(chosen)} measures, {rounds} rounds of {seconds:g} s", err=True)
             began = time.monotonic()
@@ -107,8 +109,10 @@ def report(plan: runner.Plan, outcome: runner.Outcome, missing: dict[str, str], 
     names, tried = [made.name for made in plan.engines], [made.name for made in plan.measures]
     versions = ", ".join(f"{made.name}: {made.version}" for made in plan.engines if made.version)
     busiest = max((sample.stolen for sample in outcome.samples), default=0.0)
+    distance = f", {plan.rtt_ms:g} ms away" if plan.rtt_ms else ""
     head = (
-        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}; {versions}.\n"
+        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}{distance}; "
+        f"{versions}.\n"
         f"Commit {_commit()}, {os.cpu_count()} CPUs, Linux {platform.release()}.\n"
         f"The hypervisor took at most {busiest:.0%} of a measure.\n"
         f"{_reading(plan.rounds)}"
@@ -191,6 +195,7 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
         "warmup": plan.warmup,
         "seed": plan.seed,
         "server": plan.server,
+        "rtt_ms": plan.rtt_ms,
         "pid": os.getpid(),
         "commit": _commit(),
         "cpus": os.cpu_count(),

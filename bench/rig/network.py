@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rig import process
 from rig.process import RigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 CLIENT_WIRE, SERVER_WIRE = "10.211.0.1", "10.211.0.2"
 """Both ends of the wire."""
+LINE_S = 10.0
+"""A wire with a length gets so long to appear."""
 TARGETS = 24
 """Addresses that the server can have for tunnels."""
 SETTINGS = {
@@ -81,8 +85,8 @@ def checked(command: Sequence[str]) -> str:
 
 
 @contextmanager
-def network() -> Iterator[Network]:
-    """Make both namespaces; they go at the end, with all that is in them."""
+def network(rtt_ms: float, folder: Path) -> Iterator[Network]:
+    """Make both namespaces, that far from each other; they go at the end, with all that is in them."""
     made = Network(f"t2s-rig-client-{os.getpid()}", f"t2s-rig-server-{os.getpid()}")
     with ExitStack() as stack:
         for name in (made.client, made.server):
@@ -91,8 +95,15 @@ def network() -> Iterator[Network]:
             for key, value in SETTINGS.items():
                 checked(["ip", "netns", "exec", name, "sysctl", "-qw", f"{key}={value}"])
             checked(["ip", "-n", name, "link", "set", "lo", "up"])
-        pair = ["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", made.server]
-        checked(["ip", "-n", made.client, *pair])
+        if rtt_ms:
+            command = [sys.executable, str(Path(__file__).with_name("line.py")), made.client, made.server, str(rtt_ms)]
+            log = folder / "line.log"
+            line = stack.enter_context(process.running(made.client, command, log))
+            there = lambda: made.has_device("wire") and "wire" in run(["ip", "-n", made.server, "link"]).stdout  # noqa: E731
+            process.until(there, line, log, "the line did not start", LINE_S)
+        else:
+            pair = ["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", made.server]
+            checked(["ip", "-n", made.client, *pair])
         for name, address in ((made.client, CLIENT_WIRE), (made.server, SERVER_WIRE)):
             checked(["ip", "-n", name, "address", "add", f"{address}/24", "dev", "wire"])
             checked(["ip", "-n", name, "link", "set", "wire", "up"])

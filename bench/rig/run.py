@@ -72,6 +72,8 @@ class Plan:
     t2s: Path
     folder: Path
     profile: bool = False
+    rtt_ms: float = 0.0
+    """Round trip time between client and server; 0: a virtual link."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ def server_command(plan: Plan) -> list[str]:
 def world(plan: Plan, tool: Path, instances: list[Instance]) -> Iterator[Network]:
     """Make the network with server and services; instances that were started in it end with it."""
     with ExitStack() as stack:
-        made = stack.enter_context(network())
+        made = stack.enter_context(network(plan.rtt_ms, plan.folder))
         command = server_command(plan)
         proxy_log, log = plan.folder / "proxy.log", plan.folder / "services.log"
         proxy = stack.enter_context(process.running(made.server, command, proxy_log))
