@@ -103,10 +103,10 @@ def test_targets_compare_within_rounds(outcome):
 
 
 def test_a_target_without_samples_is_not_measured(outcome):
-    verdicts = {row.target.text: row.verdict for row in targets.rows(outcome, "t2s", ["up1", "crr"])}
+    verdicts = {row.target.text: row.verdict for row in targets.rows(outcome, "t2s", ["up1", "crr8"])}
     assert verdicts["up1: rate over the better rival's"] == "met"
     assert verdicts["up1: rate over the ceiling's"] == "met?"
-    assert verdicts["crr: rate over the ceiling's"] == "not measured"
+    assert verdicts["crr8: rate over the ceiling's"] == "not measured"
     assert not any(text.startswith("down") for text in verdicts)
 
 
@@ -231,7 +231,7 @@ def namespaces():
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 class TestWhole:
     def test_a_quick_run_measures_and_leaves_nothing(self, tmp_path):
-        only = ["up8", "down1@1500", "rr1", "crr", "udp", "start"]
+        only = ["up8", "down1@1500", "rr1", "crr8", "udp", "start"]
         flags = ["--quick", "--seconds", "0.1", "--engines", "ceiling,t2s", "--only", ",".join(only)]
         done = rig(*flags, "--seed", "7", "--out", str(tmp_path))
         assert done.returncode == 0, done.stderr
@@ -251,6 +251,15 @@ class TestWhole:
         assert (tmp_path / "results.md").read_text(encoding="utf-8").strip() == done.stdout.strip()
         own = {f"t2s-rig-{side}-{whole['settings']['pid']}" for side in ("client", "server")}
         assert not own & set(namespaces())
+
+    def test_a_wire_can_have_a_length(self, tmp_path):
+        flags = ["--engines", "ceiling,t2s", "--only", "rr1", "--rounds", "1", "--seconds", "0.3", "--rtt-ms", "20"]
+        done = rig(*flags, "--out", str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        whole = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+        assert [sample["error"] for sample in whole["samples"]] == [None, None]
+        assert all(sample["numbers"]["p50_us"] >= 20_000 for sample in whole["samples"])
+        assert not {f"t2s-rig-{side}-{whole['settings']['pid']}" for side in ("client", "server")} & set(namespaces())
 
     @pytest.mark.parametrize("after", [0.0, 0.02, 0.3])
     def test_a_run_that_is_ended_leaves_nothing(self, tmp_path, after):

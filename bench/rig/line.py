@@ -1,4 +1,4 @@
-"""A wire with a length: `python line.py CLIENT SERVER RTT_MS` joins two network namespaces, each packet delayed by half.
+"""A wire with a length: `python line.py CLIENT SERVER RTT_MS` joins two namespaces, each packet delayed by half of it.
 
 A device named `wire` appears in both, and goes with this process. It stands in for netem, which not every kernel has;
 Python forwards some ten thousand packets a second, enough for requests at a distance, too few for bulk.

@@ -244,7 +244,7 @@ def all_measures() -> list[Measure]:
     made += [Measure(f"rr{count}", "rr", exchange("rr", "--connections", str(count))) for count in (1, 8)]
     # One worker waits for round trips, eight for CPUs.
     made.append(Measure("crr1", "crr", exchange("crr", "--workers", "1")))
-    made.append(Measure("crr", "crr", exchange("crr", "--workers", "8")))
+    made.append(Measure("crr8", "crr", exchange("crr", "--workers", "8")))
     made.append(Measure("udp", "udp", datagrams_at_most))
     made.append(Measure(f"udp@{OPEN_RATE}", "udp", datagrams_at_rate))
     made.append(Measure("start", "start", start, fresh=True))
