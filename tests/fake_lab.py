@@ -94,6 +94,7 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "lost_by_reason": {},
         "invalid": None,
         "latency": distribution(3_000 * noise()),
+        "quiet": distribution(2_900 * noise()),
         "service": distribution(SERVICE_NS * noise()),
         "upstream_wait": None,
         "bytes_offered": offered * 140,

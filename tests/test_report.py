@@ -44,6 +44,7 @@ def slow_reassembly(spec, tree):
     if spec["scenario"] == "fragmented_tcp":
         tree["stages"]["reassembly"]["ns"] += 500_000
         tree["latency"]["p99"] *= 5
+        tree["quiet"]["p99"] *= 5
         tree["service"]["mean"] += 500
 
 

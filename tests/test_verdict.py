@@ -338,5 +338,9 @@ def test_sustained_is_the_best_of_the_worst(windows):
 
 def test_columns_say_how_rounds_become_one():
     assert COLUMNS["latency_p99_ns"].over is Over.MEDIAN
+    disturbed = COLUMNS["disturbed_share"].get
+    assert disturbed({"latency": {"count": 200}, "quiet": {"count": 150}}) == 0.25
+    assert disturbed({"latency": {"count": 0}, "quiet": {"count": 0}}) is None
+    assert disturbed({"latency": {"count": 200}}) is None
     assert COLUMNS["latency_p99_ns"].merged == "latency:0.99"
     assert all(column.unit and column.meaning for column in COLUMNS.values())

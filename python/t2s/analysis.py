@@ -147,13 +147,13 @@ def causes(results: Results, verdict: Verdict) -> list[Finding]:
         return _loss_findings(results, verdict.scenario)
     if "rss_" in needed or "bytes_live" in needed:
         return _leftovers(results, verdict.scenario)
-    return _time_findings(results, verdict.scenario, "p99" if "latency" in needed else "mean")
+    return _time_findings(results, verdict.scenario, "p99" if "latency_" in needed or "quiet_" in needed else "mean")
 
 
 def visible_effects(results: Results) -> dict[str, float]:
     """Return the smallest ratio that this run's rounds can tell from none, by column."""
     found: dict[str, float] = {}
-    for column in ("latency_p99_ns", "service_p99_ns", "cpu_ns_per_packet", "capacity_pps"):
+    for column in ("quiet_p99_ns", "latency_p99_ns", "service_p99_ns", "cpu_ns_per_packet", "capacity_pps"):
         groups = [list(results.values(name, column).values()) for name in results.scenarios()]
         effect = smallest_visible_effect(groups, max((len(group) for group in groups), default=0))
         if effect is not None:

@@ -99,6 +99,7 @@ def _summary(results: Results) -> str:
         "p99 ns",
         "p99.9 ns",
         "max ns",
+        "Quiet p99 ns",
         "PPS",
         "Mbps",
         "Goodput Mbps",
@@ -125,6 +126,7 @@ def _summary(results: Results) -> str:
                 count(row["latency_p99_ns"]),
                 UNKNOWN if thin else count(row["latency_p999_ns"]),
                 count(row["latency_max_ns"]),
+                count(row["quiet_p99_ns"]),
                 count(row["pps"]),
                 short(row["mbit_per_s"], 4),
                 short(row["goodput_mbit_per_s"], 4),
@@ -153,7 +155,7 @@ def _summary(results: Results) -> str:
     meanings = "\n".join(f"- `{s.name}`: {s.meaning}" for s in results.file.scenario if s.meaning)
     return f"""## Scenario summary table
 Load phase, at the stated rate. Latency runs from a packet's due time to its effect; quantiles are of the \
-histograms of all rounds merged.
+histograms of all rounds merged. Quiet leaves out the packets that a stall of the machine delayed.
 
 {table(header, rows)}
 

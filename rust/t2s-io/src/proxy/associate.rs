@@ -22,6 +22,8 @@ const BATCH: usize = 16;
 const ROOM: usize = 65_536;
 /// Batches of one direction in a row before other connections have their turn.
 const READS: usize = 8;
+/// Longest datagram that is sent as part of a run: one packet of Ethernet's MTU over IPv6.
+const SEGMENT_MAX: usize = 1_500 - 48;
 /// Socket buffers, bytes.
 const SOCKET_BUFFER: i32 = 1 << 20;
 
@@ -147,11 +149,10 @@ impl Association {
         for _ in 0..READS {
             let mut told = [(0, None); BATCH];
             let Some(count) = receive(relay, rooms, 0, &mut told) else { return false };
-            let mut slices = [[IoSlice::new(&[])]; BATCH];
-            let mut to = [None; BATCH];
-            for (((slice, to), room), &(len, from)) in
-                slices.iter_mut().zip(&mut to).zip(rooms.iter()).zip(&told[..count])
-            {
+            let mut slices = [[[IoSlice::new(&[])]; BATCH]; 2];
+            let mut to = [[None; BATCH]; 2];
+            let mut waiting = [0; 2];
+            for (room, &(len, from)) in rooms.iter().zip(&told[..count]) {
                 let Some(from) = from.filter(|from: &SocketAddr| from.ip() == *host) else { continue };
                 let Ok((target, header)) = udp_header::decode(&room[..len]) else { continue };
                 *client = Some(from);
@@ -160,18 +161,16 @@ impl Association {
                     AddressRef::Domain(name, port) => names.route(monotonic_nanos(), name, port, &room[header..len]),
                 };
                 let Some(target) = target else { continue };
-                *slice = [IoSlice::new(&room[header..len])];
-                *to = Some(target);
+                let family = usize::from(target.is_ipv6());
+                let place = waiting[family];
+                slices[family][place] = [IoSlice::new(&room[header..len])];
+                to[family][place] = Some(target);
+                waiting[family] += 1;
             }
             for (family, socket) in targets.iter().enumerate() {
-                let Some(socket) = socket else { continue };
-                let mut batch = Vec::with_capacity(count);
-                for (slice, to) in slices.iter().zip(to) {
-                    if let Some(to) = to.filter(|to: &SocketAddr| to.is_ipv6() == (family == 1)) {
-                        batch.push(Outgoing { to: Some(RawAddress::from(to)), slices: slice, segment: 0 });
-                    }
+                if let Some(socket) = socket {
+                    send_runs(socket, &to[family], &slices[family][..waiting[family]]);
                 }
-                send_all(socket, &batch);
             }
             if count < BATCH {
                 return false;
@@ -189,24 +188,16 @@ impl Association {
             let Some(count) = receive(socket, rooms, HEADER_MAX, &mut told) else { return false };
             let Some(client) = *client else { continue };
             let mut headers = [[0; HEADER_MAX]; BATCH];
-            for (header, &(_, from)) in headers.iter_mut().zip(&told[..count]) {
-                if let Some(from) = from {
-                    let _ = udp_header::emit(from, header);
-                }
-            }
             let mut slices = [[IoSlice::new(&[]), IoSlice::new(&[])]; BATCH];
-            for (((slice, header), room), &(len, from)) in slices.iter_mut().zip(&headers).zip(rooms.iter()).zip(&told)
-            {
-                let header_len = from.map_or(0, udp_header::header_len);
-                *slice = [IoSlice::new(&header[..header_len]), IoSlice::new(&room[HEADER_MAX..HEADER_MAX + len])];
+            let mut whole = 0;
+            for ((header, room), &(len, from)) in headers.iter_mut().zip(rooms.iter()).zip(&told[..count]) {
+                let Some(from) = from else { continue };
+                let _ = udp_header::emit(from, header);
+                let header = &header[..udp_header::header_len(from)];
+                slices[whole] = [IoSlice::new(header), IoSlice::new(&room[HEADER_MAX..HEADER_MAX + len])];
+                whole += 1;
             }
-            let to = RawAddress::from(client);
-            let batch: Vec<_> = slices[..count]
-                .iter()
-                .filter(|slice| !slice[0].is_empty())
-                .map(|slice| Outgoing { to: Some(to), slices: slice, segment: 0 })
-                .collect();
-            send_all(relay, &batch);
+            send_runs(relay, &[Some(client); BATCH], &slices[..whole]);
             if count < BATCH {
                 return false;
             }
@@ -237,6 +228,46 @@ fn receive(
         *told = (message.len, whole);
     }
     Some(count)
+}
+
+/// Sends datagrams, each in `N` slices, to their addresses: runs of one length to one address as one message, which the
+/// kernel or the device cuts.
+fn send_runs<const N: usize>(socket: &OwnedFd, to: &[Option<SocketAddr>], mut datagrams: &[[IoSlice<'_>; N]]) {
+    let mut to = &to[..datagrams.len()];
+    let message = |to: Option<SocketAddr>, slices, segment| Outgoing { to: to.map(RawAddress::from), slices, segment };
+    while !datagrams.is_empty() {
+        let mut messages = Vec::with_capacity(datagrams.len());
+        let mut ends = Vec::with_capacity(datagrams.len());
+        let mut at = 0;
+        while at < datagrams.len() {
+            let (run, segment) = run_len(&to[at..], &datagrams[at..]);
+            messages.push(message(to[at], datagrams[at..at + run].as_flattened(), segment));
+            at += run;
+            ends.push(at);
+        }
+        let done = match datagram::send(socket, &messages) {
+            Ok(sent) => ends[sent.clamp(1, ends.len()) - 1],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => {
+                // One that cannot go, or a way without segmentation.
+                for (slices, &to) in datagrams[..ends[0]].iter().zip(to).filter(|_| ends[0] > 1) {
+                    send_all(socket, &[message(to, slices, 0)]);
+                }
+                ends[0]
+            }
+        };
+        (to, datagrams) = (&to[done..], &datagrams[done..]);
+    }
+}
+
+/// How many datagrams at the front go as one message, and the length that it is cut to; 0 for a single one.
+fn run_len<const N: usize>(to: &[Option<SocketAddr>], datagrams: &[[IoSlice<'_>; N]]) -> (usize, u16) {
+    let size = |datagram: &[IoSlice<'_>; N]| datagram.iter().map(|slice| slice.len()).sum::<usize>();
+    let Some(first) = datagrams.first().map(size).filter(|len| (1..=SEGMENT_MAX).contains(len)) else { return (1, 0) };
+    let alike =
+        |(other, datagram): &(&Option<SocketAddr>, &[IoSlice<'_>; N])| **other == to[0] && size(datagram) == first;
+    let count = to.iter().zip(datagrams).take_while(alike).count();
+    (count, if count > 1 { first as u16 } else { 0 })
 }
 
 /// Sends a batch; what does not go is lost, as datagrams are.
