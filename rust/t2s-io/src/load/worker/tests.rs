@@ -60,8 +60,6 @@ fn streams_with_every_disorder_arrive_whole() {
     assert!(report.last.stack.tcp.out_of_order > 500, "{:?}", report.last.stack.tcp.out_of_order);
     assert_eq!((window.total.retransmits, window.total.aborted), (0, 0));
     assert_eq!(report.measured, window.counters.packets);
-    let counts = [&report.latency, &report.quiet].map(|(recorder, _)| recorder.count());
-    assert_eq!(counts, [report.measured; 2], "nothing stalls in virtual time");
 }
 
 #[test]
