@@ -108,18 +108,19 @@ def upload(host, port, size):
 
 
 def udp(host, port, *sizes):
-    """Send each size up to six times, as UDP may lose; print the sizes that came back whole."""
+    """Send each size up to 20 times, as UDP may lose; print the sizes that came back whole."""
     came = []
     with socket.socket(family(host), socket.SOCK_DGRAM) as sock:
         sock.settimeout(0.5)
         sock.connect((host, int(port)))
         for size in map(int, sizes):
             data = PATTERN[:size]
-            for _ in range(6):
-                sock.send(data)
+            for _ in range(20):
                 try:
+                    sock.send(data)
                     back = sock.recv(65_536)
-                except TimeoutError:
+                except (TimeoutError, PermissionError):
+                    # Lost on the way, or (what nftables tells a sender) right here.
                     continue
                 if back == data:
                     came.append(size)
