@@ -152,6 +152,16 @@ def test_a_generator_that_fell_behind_is_the_machines_fault():
     assert matrix.machine["other"][0] == "5 rounds left out: the generator offered 90.0% of what was intended"
 
 
+def test_many_disturbed_packets_are_named():
+    def change(spec, tree):
+        if spec["scenario"] == "other" and spec["phase"] == "load":
+            tree["quiet"]["count"] = int(0.8 * tree["latency"]["count"])
+
+    machine = measured('fail_if = "quiet_p99_ns > 2 * baseline.quiet_p99_ns"', change).verdicts.machine
+    assert "stalls of the machine delayed 20% of the packets, which `quiet_*` leaves out" in machine["other"]
+    assert not any("stalls" in reason for reason in machine.get("base", ()))
+
+
 def test_growth_that_a_short_run_cannot_know_is_settled_by_equality():
     rule = """fail_if = "rss_growth_percent_per_hour > 1"
 pass_if = "bytes_live == 0 and heap_growth_bytes == 0"

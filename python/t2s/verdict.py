@@ -38,6 +38,8 @@ NO_ROUND = "no valid round"
 
 STEAL_MS = 1.0
 """Time taken by the hypervisor in one phase from which it is named, milliseconds."""
+DISTURBED = 0.05
+"""Share of packets that stalls delayed above which a verdict says so; about 0.01 is usual on a virtual machine."""
 TAIL_OF_P99 = 0.01
 """Share of samples above a 99th percentile."""
 
@@ -324,6 +326,8 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
         yield f"generator_bound in {facts['generator_bound']}"
     if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
         yield f"the machine took a worker off the CPU for {facts['loop_off_cpu_max_ns'] / 1e6:.1f} ms"
+    if (facts["disturbed_share"] or 0) > DISTURBED:
+        yield f"stalls of the machine delayed {facts['disturbed_share']:.0%} of the packets, which `quiet_*` leaves out"
     if (facts["machine_others_running"] or 0) >= 1:
         yield f"{facts['machine_others_running']:.0f} other threads wanted a CPU"
     if (facts["machine_steal_ms"] or 0) > STEAL_MS:
