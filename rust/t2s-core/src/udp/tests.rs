@@ -182,6 +182,23 @@ fn a_table_without_room_refuses() {
 }
 
 #[test]
+fn slots_made_ready_are_taken_and_not_shown() {
+    let mut bench = Bench::new(CONFIG, 40);
+    bench.table.prepare();
+    assert!(bench.table.slots.is_empty(), "an unused table takes no memory");
+    let first = bench.open(1, 0, 80).id;
+    bench.table.prepare();
+    assert_eq!((bench.table.slots.len(), bench.table.len(), bench.table.iter().count()), (33, 1, 1));
+    for n in 1..40 {
+        assert!(bench.open(1, n, 80).fresh);
+        bench.table.prepare();
+    }
+    assert_eq!((bench.table.slots.len(), bench.table.len()), (40, 40));
+    assert_eq!(bench.open(2, 40, 80).evicted.map(|closed| closed.id), Some(first));
+    bench.ends_empty();
+}
+
+#[test]
 fn churn_at_the_cap_changes_nothing() {
     const CAPACITY: u32 = 5_461; // two thirds of the index: no cap makes the load higher
     const CHURN: u32 = if cfg!(miri) { 6_000 } else { 20 * CAPACITY };

@@ -1,10 +1,10 @@
 //! The open-loop generator of one worker: packets on their due times, replies answered, everything closed at the end.
 //!
 //! Without threads and clock of its own: `turn` is called with the time, so a test can drive it in lockstep. In the load
-//! phase each component has its own schedule of due times, and what is due next is built ahead. A packet that cannot
-//! leave because the device ring is full stays due (it is late, and its latency says so); one that the peer's window
-//! forbids is not intended where back-pressure is the point, and late otherwise. In the capacity phase components take
-//! turns by weight as fast as ring and windows allow.
+//! phase packets are due by one schedule, and what is due next is built ahead. A packet that cannot leave because the
+//! device ring is full stays due (it is late, and its latency says so); one that the peer's window forbids is not
+//! intended where back-pressure is the point, and late otherwise. In the capacity phase components take turns by weight
+//! as fast as ring and windows allow.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

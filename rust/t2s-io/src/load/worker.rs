@@ -204,7 +204,7 @@ impl Worker {
         let mark = if out.fits(LARGEST) { self.read(device) } else { None };
         let read = self.dues.len();
         // Packets first, but not for ever.
-        let since = now - if read > 0 { PACKETS_FIRST } else { 0 };
+        let since = now.saturating_sub(if read > 0 { PACKETS_FIRST } else { 0 });
         let timers = since >= self.next_timer_look;
         let delays = self.upstreams.next_due().is_some_and(|due| due <= since);
         if read == 0 && mark.is_none() && !timers && !delays && out.fits(LARGEST) {
