@@ -60,7 +60,7 @@ NOBODYS_VIEW = """
 set -eu
 mode=$1 base=$2; shift 2
 mount --make-rprivate /
-room=$(mktemp -d /tmp/t2s-view-XXXXXX); mount -t tmpfs tmpfs "$room"; mkdir "$room/base"
+room=$(mktemp -d); mount -t tmpfs tmpfs "$room"; mkdir "$room/base"
 mknod "$room/tun" c 10 200; chmod "$mode" "$room/tun"; mount --bind "$room/tun" /dev/net/tun
 mount --bind "$base" "$room/base"
 at=$base
@@ -207,7 +207,8 @@ class TestExec:
                 child.kill()
 
     def test_a_killed_tunnel_leaves_its_command_no_way_out(self, who, world):
-        with self.started(who, "sh", "-c", "echo $$; read line; ls /proc/$$/root/sys >/dev/null; ip route") as child:
+        script = "echo $$; read line; cd /proc/$$/root && ls sys >/dev/null; ip route"
+        with self.started(who, "sh", "-c", script) as child:
             command = int(child.stdout.readline())
             child.kill()
             child.wait(5)

@@ -264,8 +264,7 @@ impl Block {
     #[inline]
     pub(super) fn prefetch(&self, bytes: usize) {
         for at in (0..bytes.min(CLASSES[self.class()])).step_by(LINE) {
-            // SAFETY: the offset lies within the block; a prefetch faults nowhere anyway.
-            unsafe { prefetch_to_write(self.data.as_ptr().add(at)) }
+            prefetch_to_write(self.data.as_ptr().wrapping_add(at));
         }
     }
 
@@ -279,14 +278,11 @@ impl Block {
 /// Bytes of a cache line; where lines are longer, some hints are given twice.
 const LINE: usize = 64;
 
-/// Asks for the cache line at `at` in a state that can be written.
-///
-/// # Safety
-/// None beyond a pointer's own: the instructions are hints.
+/// Asks for the cache line at `at` in a state that can be written; a hint, which any address may be given.
 #[inline]
-unsafe fn prefetch_to_write(at: *const u8) {
+fn prefetch_to_write(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint; CPUs without PREFETCHW take it for a no-op.
+    // SAFETY: a prefetch faults nowhere; CPUs without PREFETCHW take it for a no-op.
     unsafe {
         use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_ET0>(at.cast());
