@@ -182,9 +182,10 @@ def test_a_rival_that_cannot_be_had_says_why(tmp_path, monkeypatch):
     (tools / "go").write_text("#!/bin/sh\necho called >> calls\necho no such module >&2\nexit 1\n", encoding="utf-8")
     (tools / "go").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    rival = rivals.Rival("other", "other", "example.org/other@latest", "go")
+    rival = rivals.Rival("other", "other", "example.org/other@v1.2.3", "go")
     for _ in range(2):
-        assert rivals.fetch(rival) == "`go install example.org/other@latest`: no such module"
+        assert rivals.fetch(rival) == "`go build example.org/other@v1.2.3`: no such module"
+    assert "require example.org/other v1.2.3\n" in (rival.folder / "go.mod").read_text(encoding="utf-8")
     assert (rival.folder / "calls").read_text(encoding="utf-8") == "called\n", "the second time it is known"
     rival.path.write_text("", encoding="utf-8")
     assert rivals.fetch(rival) is None

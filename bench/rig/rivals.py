@@ -35,15 +35,29 @@ class Rival:
         """The program."""
         return self.folder / "bin" / self.program
 
-    def command(self) -> tuple[list[str], dict[str, str]]:
-        """Return what fetches and builds it, with what the environment needs for that."""
+    def command(self) -> list[str]:
+        """Return what fetches and builds it, run in its folder."""
         if self.tool == "cargo":
-            return ["cargo", "install", "--quiet", "--locked", "--root", str(self.folder), self.source], {}
-        return ["go", "install", self.source], {"GOBIN": str(self.folder / "bin"), "CGO_ENABLED": "0"}
+            return ["cargo", "install", "--quiet", "--locked", "--root", str(self.folder), self.source]
+        module, version = self.source.split("@")
+        # What its own build sets, so that it can say what it is.
+        stamp = ["-ldflags", f"-X {module}/internal/version.Version={version}"]
+        return ["go", "build", "-mod=mod", *stamp, "-o", str(self.path), module]
+
+    def prepare(self) -> None:
+        """Write what the command wants to find in its folder.
+
+        `go install` asks for the list of a module's versions even when it is told one, and some proxies serve a
+        version and no list; a module that requires just that version needs none.
+        """
+        (self.folder / "bin").mkdir(parents=True, exist_ok=True)
+        if self.tool == "go":
+            requires = self.source.replace("@", " ")
+            (self.folder / "go.mod").write_text(f"module rival\n\ngo 1.24\n\nrequire {requires}\n", encoding="utf-8")
 
 
 TUN2PROXY = Rival("tun2proxy", "tun2proxy-bin", "tun2proxy", "cargo")
-TUN2SOCKS = Rival("tun2socks", "tun2socks", "github.com/xjasonlyu/tun2socks/v2@latest", "go")
+TUN2SOCKS = Rival("tun2socks", "tun2socks", "github.com/xjasonlyu/tun2socks/v2@v2.6.0", "go")
 
 
 def cache() -> Path:
@@ -63,14 +77,14 @@ def fetch(rival: Rival) -> str | None:
     tool = shutil.which(rival.tool, path=path)
     if tool is None:
         return f"`{rival.tool}`, which builds it, is not installed"
-    (rival.folder / "bin").mkdir(parents=True, exist_ok=True)
-    command, more = rival.command()
+    rival.prepare()
+    command = rival.command()
     # The settings of our own build (lint levels, a pinned target folder) are not the rival's.
     environment = {key: value for key, value in os.environ.items() if key not in {"RUSTFLAGS", "CARGO_TARGET_DIR"}}
     try:
         done = subprocess.run(
             [tool, *command[1:]],
-            env={**environment, **more, "PATH": path},
+            env={**environment, "CGO_ENABLED": "0", "PATH": path},
             cwd=rival.folder,
             capture_output=True,
             text=True,
