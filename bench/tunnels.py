@@ -23,7 +23,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from rig import engine, measures, peer, table, targets
+from rig import engine, measures, network, peer, table, targets
 from rig import run as runner
 from rig.process import RigError, Signals
 from t2s.statistics import median_coverage
@@ -47,6 +47,7 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="One short round: does it work at all?")] = False,
     server: Annotated[str, typer.Option(help="The SOCKS5 server: t2s, microsocks or dante.")] = "t2s",
     rtt_ms: Annotated[float, typer.Option(min=0, max=1_000, help="Distance to the server, for rr and crr.")] = 0.0,
+    congestion: Annotated[str | None, typer.Option(help="TCP's congestion control; cubic, or else reno.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order; printed when not given.")] = None,
     t2s: Annotated[Path | None, typer.Option(help="The `t2s` to measure; the one beside this Python.")] = None,
     also: Annotated[
@@ -81,6 +82,7 @@ def main(
                 folder=_logs(out) if out is not None else Path(scratch),
                 profile=profile,
                 rtt_ms=rtt_ms,
+                congestion=network.congestion(congestion),
             )
             typer.echo(f"seed {seed}, {len(chosen)} measures, {rounds} rounds of {seconds:g} s", err=True)
             began = time.monotonic()
@@ -111,8 +113,8 @@ def report(plan: runner.Plan, outcome: runner.Outcome, missing: dict[str, str], 
     busiest = max((sample.stolen for sample in outcome.samples), default=0.0)
     distance = f", {plan.rtt_ms:g} ms away" if plan.rtt_ms else ""
     head = (
-        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}{distance}; "
-        f"{versions}.\n"
+        f"{plan.rounds} rounds of {plan.seconds:g} s, seed {plan.seed}, SOCKS5 server {plan.server}{distance}, "
+        f"congestion control {plan.congestion}; {versions}.\n"
         f"Commit {_commit()}, {os.cpu_count()} CPUs, Linux {platform.release()}.\n"
         f"The hypervisor took at most {busiest:.0%} of a measure.\n"
         f"{_reading(plan.rounds)}"
@@ -200,7 +202,7 @@ def _settings(plan: runner.Plan) -> dict[str, object]:
         "commit": _commit(),
         "cpus": os.cpu_count(),
         "kernel": platform.release(),
-        "congestion": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="utf-8").strip(),
+        "congestion": plan.congestion,
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

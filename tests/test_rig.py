@@ -171,6 +171,8 @@ def test_unknown_engines_and_targets_are_refused():
         engine.engines(["socks"], Path("t2s"), {})
     with pytest.raises(RigError):
         network.Network.target(network.TARGETS + 1)
+    with pytest.raises(RigError, match="congestion control 'vegan' is not allowed"):
+        network.congestion("vegan")
 
 
 def test_a_rival_that_cannot_be_had_says_why(tmp_path, monkeypatch):

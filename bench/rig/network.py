@@ -35,6 +35,11 @@ SETTINGS = {
     "net.ipv6.conf.default.disable_ipv6": "1",
 }
 """Of both namespaces."""
+CONGESTION = ("cubic", "reno")
+"""Congestion control of both namespaces, the first that the machine allows there: Linux's own default, or its kin.
+
+A machine whose own is BBR would time every sender by a pacing timer, the ceiling's too; `--congestion bbr` does that.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,28 @@ def checked(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def congestion(wanted: str | None) -> str:
+    """Return the congestion control that the namespaces get."""
+    allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control").read_text(encoding="utf-8").split()
+    if wanted is None:
+        return next((name for name in CONGESTION if name in allowed), allowed[0])
+    if wanted not in allowed:
+        raise RigError(
+            f"congestion control {wanted!r} is not allowed in a namespace here; there are {', '.join(allowed)}"
+        )
+    return wanted
+
+
 @contextmanager
-def network(rtt_ms: float, folder: Path) -> Iterator[Network]:
+def network(rtt_ms: float, control: str, folder: Path) -> Iterator[Network]:
     """Make both namespaces, that far from each other; they go at the end, with all that is in them."""
+    settings = {**SETTINGS, "net.ipv4.tcp_congestion_control": control}
     made = Network(f"t2s-rig-client-{os.getpid()}", f"t2s-rig-server-{os.getpid()}")
     with ExitStack() as stack:
         for name in (made.client, made.server):
             checked(["ip", "netns", "add", name])
             stack.callback(run, ["ip", "netns", "delete", name])
-            for key, value in SETTINGS.items():
+            for key, value in settings.items():
                 checked(["ip", "netns", "exec", name, "sysctl", "-qw", f"{key}={value}"])
             checked(["ip", "-n", name, "link", "set", "lo", "up"])
         if rtt_ms:

@@ -69,6 +69,8 @@ class Plan:
     warmup: float
     seed: int
     server: str
+    congestion: str
+    """TCP's congestion control in both namespaces."""
     t2s: Path
     folder: Path
     profile: bool = False
@@ -130,7 +132,7 @@ def server_command(plan: Plan) -> list[str]:
 def world(plan: Plan, tool: Path, instances: list[Instance]) -> Iterator[Network]:
     """Make the network with server and services; instances that were started in it end with it."""
     with ExitStack() as stack:
-        made = stack.enter_context(network(plan.rtt_ms, plan.folder))
+        made = stack.enter_context(network(plan.rtt_ms, plan.congestion, plan.folder))
         command = server_command(plan)
         proxy_log, log = plan.folder / "proxy.log", plan.folder / "services.log"
         proxy = stack.enter_context(process.running(made.server, command, proxy_log))
