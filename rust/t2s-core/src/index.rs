@@ -11,6 +11,8 @@
 //!
 //! Knows nothing of keys: whether a place is the one looked for is the caller's to say.
 
+use crate::prefetch::prefetch_to_write;
+
 /// An empty slot; others hold `hash bits << 32 | place + 1`.
 const EMPTY: u64 = 0;
 
@@ -39,6 +41,22 @@ fn slot_place(slot: u64) -> u32 {
     slot as u32 - 1
 }
 
+/// Where an index has its slots. After the index has grown it names memory of the past, which a hint may.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    at: usize,
+    mask: usize,
+}
+
+impl Site {
+    /// Gets the slot that a search for `hash` begins with under way to the cache.
+    #[inline]
+    pub(crate) fn prefetch(self, hash: u64) {
+        let slot = self.at.wrapping_add((bits(hash) as usize & self.mask) * size_of::<u64>());
+        prefetch_to_write(core::ptr::without_provenance(slot), size_of::<u64>());
+    }
+}
+
 impl Index {
     /// An empty index with room for `places` (at most 2^31: beyond, it grows when they come).
     pub(crate) fn with_room(places: usize) -> Self {
@@ -62,6 +80,17 @@ impl Index {
     #[inline]
     pub(crate) fn find(&self, hash: u64, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         self.probe(hash, is_it).map(|(_, place)| place)
+    }
+
+    /// The place that is likely found under a hash: the first whose hash bits agree. Looks at nothing but the slots.
+    #[inline]
+    pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
+        self.find(hash, |_| true)
+    }
+
+    /// Where the slots are, for hints from outside of the index's lock.
+    pub(crate) fn site(&self) -> Site {
+        Site { at: self.slots.as_ptr().addr(), mask: self.mask() }
     }
 
     /// Puts in a place that is not there yet.

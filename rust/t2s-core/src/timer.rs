@@ -40,7 +40,7 @@ struct Timer {
     tick: u64,
     token: u32,
     generation: u32,
-    /// Neighbours in the circular list of the slot.
+    /// Neighbours in the list of the slot, `NIL` at its ends.
     next: u32,
     prev: u32,
     list: u16,
@@ -58,8 +58,10 @@ pub struct Wheel {
     armed: u32,
     /// The list that is being taken from: a slot of the lowest level whose tick has come, or `DUE`.
     due: usize,
-    /// First timer of each slot's circular list.
+    /// First and last timer of each slot's list. (A circular list would do without the last, but appending would touch
+    /// the first one, which came a while ago and has left the cache.)
     heads: [u32; DUE + 1],
+    tails: [u32; DUE + 1],
     /// Occupied slots of each level, a bit each.
     occupied: [u64; LEVELS],
 }
@@ -74,6 +76,7 @@ impl Wheel {
             armed: 0,
             due: DUE,
             heads: [NIL; DUE + 1],
+            tails: [NIL; DUE + 1],
             occupied: [0; LEVELS],
         }
     }
@@ -190,10 +193,9 @@ impl Wheel {
                 self.due = slot;
                 return;
             }
-            let mut index = std::mem::replace(&mut self.heads[level * SLOTS + slot], NIL);
-            // The list is circular: cut it open at its end, then place each timer anew.
-            let last = self.timers[index as usize].prev;
-            self.timers[last as usize].next = NIL;
+            let list = level * SLOTS + slot;
+            self.tails[list] = NIL;
+            let mut index = std::mem::replace(&mut self.heads[list], NIL);
             while index != NIL {
                 let Timer { next, tick, .. } = self.timers[index as usize];
                 self.place(index, tick);
@@ -215,37 +217,35 @@ impl Wheel {
         self.link(index, level * SLOTS + slot);
     }
 
-    /// Appends to a circular list.
+    /// Appends to a list.
     fn link(&mut self, index: u32, list: usize) {
-        let head = self.heads[list];
-        let (next, prev) = if head == NIL {
+        let last = std::mem::replace(&mut self.tails[list], index);
+        if last == NIL {
             self.heads[list] = index;
-            (index, index)
         } else {
-            let last = std::mem::replace(&mut self.timers[head as usize].prev, index);
             self.timers[last as usize].next = index;
-            (head, last)
-        };
+        }
         let timer = &mut self.timers[index as usize];
-        timer.next = next;
-        timer.prev = prev;
+        timer.next = NIL;
+        timer.prev = last;
         timer.list = list as u16;
     }
 
     fn unlink(&mut self, index: u32) {
         let Timer { next, prev, list, .. } = self.timers[index as usize];
         let list = list as usize;
-        if next == index {
-            self.heads[list] = NIL;
-            if list < DUE {
-                self.occupied[list / SLOTS] &= !(1 << (list % SLOTS));
-            }
-            return;
-        }
-        self.timers[prev as usize].next = next;
-        self.timers[next as usize].prev = prev;
-        if self.heads[list] == index {
+        if prev == NIL {
             self.heads[list] = next;
+        } else {
+            self.timers[prev as usize].next = next;
+        }
+        if next == NIL {
+            self.tails[list] = prev;
+        } else {
+            self.timers[next as usize].prev = prev;
+        }
+        if self.heads[list] == NIL && list < DUE {
+            self.occupied[list / SLOTS] &= !(1 << (list % SLOTS));
         }
     }
 

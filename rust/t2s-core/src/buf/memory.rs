@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::CLASSES;
 use super::depot::Shared;
+use crate::prefetch::prefetch_to_write;
 
 /// Alignment of a mapping, bytes: a page of every platform with 4 KiB pages, and more than a cache line on all.
 pub const MAP_ALIGN: usize = 4_096;
@@ -263,9 +264,7 @@ impl Block {
     /// Gets the first `bytes` under way to this CPU's cache, to be written. A hint: nothing changes.
     #[inline]
     pub(super) fn prefetch(&self, bytes: usize) {
-        for at in (0..bytes.min(CLASSES[self.class()])).step_by(LINE) {
-            prefetch_to_write(self.data.as_ptr().wrapping_add(at));
-        }
+        prefetch_to_write(self.data.as_ptr(), bytes.min(CLASSES[self.class()]));
     }
 
     #[inline]
@@ -273,27 +272,6 @@ impl Block {
         // SAFETY: the slab frees its header only when none of its blocks is out; this one is.
         unsafe { self.header.as_ref() }
     }
-}
-
-/// Bytes of a cache line; where lines are longer, some hints are given twice.
-const LINE: usize = 64;
-
-/// Asks for the cache line at `at` in a state that can be written; a hint, which any address may be given.
-#[inline]
-fn prefetch_to_write(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch faults nowhere; CPUs without PREFETCHW take it for a no-op.
-    unsafe {
-        use core::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_ET0>(at.cast());
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a hint that changes no register and no memory.
-    unsafe {
-        core::arch::asm!("prfm pstl1keep, [{0}]", in(reg) at, options(nostack, readonly, preserves_flags));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = at;
 }
 
 impl Drop for Block {

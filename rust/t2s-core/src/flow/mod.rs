@@ -103,6 +103,12 @@ impl<V> FlowMap<V> {
         self.hasher.hash_one(key)
     }
 
+    /// Gets what a lookup of this hash begins with under way to the cache, without the lock.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        self.shards[self.shard_of(hash)].site.prefetch(hash);
+    }
+
     /// The shard that owns a hash.
     #[inline]
     pub fn shard_of(&self, hash: u64) -> usize {

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::table::Table;
 use super::{FlowKey, ShardStats, TableFull};
+use crate::index::Site;
 use crate::time::{ClockFn, Instant};
 
 /// Counters that only the holder of the lock writes, readable without it.
@@ -22,12 +23,15 @@ pub(super) struct ShardCounters {
 #[repr(align(128))]
 pub(super) struct Shard<V> {
     table: Mutex<Table<V>>,
+    /// Of the table's index, which never grows.
+    pub(super) site: Site,
     pub(super) counters: ShardCounters,
 }
 
 impl<V> Shard<V> {
     pub(super) fn new(limit: usize) -> Self {
-        Self { table: Mutex::new(Table::new(limit)), counters: ShardCounters::default() }
+        let table = Table::new(limit);
+        Self { site: table.site(), table: Mutex::new(table), counters: ShardCounters::default() }
     }
 
     #[inline]
@@ -87,6 +91,13 @@ impl<V> ShardGuard<'_, V> {
     /// Whether this shard has no flow.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Which place the flow of a hash probably has: flows get places in the order in which they come, and vacant ones
+    /// are taken again last in, first out. Counts as no lookup, and may be wrong: a hint for what to fetch meanwhile.
+    #[inline]
+    pub fn guess(&self, hash: u64) -> Option<u32> {
+        self.table.guess(hash)
     }
 
     /// The value of a flow.

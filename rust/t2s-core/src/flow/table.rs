@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::{FlowKey, TableFull};
-use crate::index::Index;
+use crate::index::{Index, Site};
 use crate::time::Instant;
 
 /// A flow, or a vacant place (without a value). On one cache line (with a small `V`), so that a lookup among many flows
@@ -58,6 +58,17 @@ impl<V> Table<V> {
     #[inline]
     fn find(&self, hash: u64, key: &FlowKey) -> Option<usize> {
         self.index.find(hash, |place| self.flows[place as usize].key == *key).map(|place| place as usize)
+    }
+
+    /// See [`Index::guess`].
+    #[inline]
+    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
+        self.index.guess(hash)
+    }
+
+    /// See [`Index::site`].
+    pub(super) fn site(&self) -> Site {
+        self.index.site()
     }
 
     #[inline]

@@ -4,6 +4,7 @@
 //! removal finds nothing. Refuses: more than `limit` flows at once.
 
 use super::api::FlowId;
+use crate::prefetch::prefetch_to_write;
 
 /// Flows of one chunk. 64 flows of 576 bytes make 36 KiB: small enough for an idle tunnel, large enough that growth is
 /// rare.
@@ -72,6 +73,14 @@ impl<T> Slab<T> {
     pub(super) fn prepare(&mut self) {
         if self.free.is_empty() && self.len > 0 && !self.is_full() {
             self.grow();
+        }
+    }
+
+    /// Gets the first `bytes` of a slot under way to the cache.
+    #[inline]
+    pub(super) fn prefetch(&self, index: u32, bytes: usize) {
+        if let Some(chunk) = self.chunks.get(index as usize / CHUNK) {
+            prefetch_to_write((&raw const chunk[index as usize % CHUNK]).cast(), bytes.min(size_of::<Slot<T>>()));
         }
     }
 
