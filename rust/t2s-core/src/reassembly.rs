@@ -33,6 +33,9 @@ pub const SACK_BLOCKS: usize = 4;
 /// more is given back once the queue is empty.
 const KEEP: usize = 16;
 
+/// Empty queues that a worker keeps: holes open and close all the time, few at once for long.
+const SPARE: usize = 16;
+
 /// A flow's cap never shrinks below this part of its configured value while the shared budget has room, so that one
 /// flow's hole does not keep another from recovering a single loss.
 const FLOOR_DIVISOR: u64 = 16;
@@ -47,6 +50,9 @@ pub struct Budget {
     total_in: u64,
     /// Buffers that became useless; kept here so that a call can displace several without allocating.
     displaced: Vec<Buf>,
+    /// Empty queues with their memory, for the next flow that sees a hole.
+    #[expect(clippy::vec_box, reason = "a flow holds its queue in a box, and the box is what is spared")]
+    spare: Vec<Box<StreamReassembler>>,
 }
 
 impl Budget {
@@ -81,6 +87,20 @@ impl Budget {
     #[inline]
     pub fn reclaim(&mut self) -> Option<Buf> {
         self.displaced.pop()
+    }
+
+    /// An empty queue: one that was put by, or a new one.
+    #[expect(clippy::unnecessary_box_returns, reason = "a flow holds its queue in a box")]
+    pub fn queue(&mut self) -> Box<StreamReassembler> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Puts an empty queue by, unless there are enough.
+    pub fn put_by(&mut self, queue: Box<StreamReassembler>) {
+        debug_assert!(queue.is_empty() && queue.recent == [None; SACK_BLOCKS], "an empty queue is like a new one");
+        if queue.is_empty() && self.spare.len() < SPARE {
+            self.spare.push(queue);
+        }
     }
 
     fn charge(&mut self, footprint: u64) {

@@ -44,7 +44,7 @@ use slab::Slab;
 /// Packets built by the stack itself (RST, ICMP, datagrams) that may wait for the device. Beyond that they are dropped:
 /// each of them is one that IP lets a host drop.
 const RAW_QUEUE: usize = 4_096;
-/// Timers of one turn: some 1 µs with what they send, no more than a few packets take.
+/// Timers whose flows are fetched together: their cache misses overlap.
 const TIMERS: usize = 4;
 
 /// Headers of a transmitted packet: IPv6 (40) and TCP with all its options (60) fit.
@@ -217,11 +217,11 @@ impl Stack {
         inner.end_batch(now, map, &mut None);
     }
 
-    /// Runs a few of the timers that are due at `now`, so that a turn stays short when many flows have one in the same
-    /// tick; [`Stack::next_timeout`] says whether there are more.
-    pub fn handle_some_timeouts(&mut self, now: Instant) {
+    /// Runs at most so many timers of flows, and ends of sessions, that are due at `now`, so that a turn stays short when
+    /// many have one in the same tick; [`Stack::next_timeout`] says whether there are more.
+    pub fn handle_some_timeouts(&mut self, now: Instant, most: usize) {
         let Self { map, inner } = self;
-        inner.run_timers(now, TIMERS);
+        inner.run_timers(now, most);
         inner.end_batch(now, map, &mut None);
     }
 

@@ -143,7 +143,9 @@ impl Tcb {
         while let Some(buf) = ctx.budget.reclaim() {
             ctx.pool.free(buf);
         }
-        if !held.is_empty() {
+        if held.is_empty() {
+            ctx.budget.put_by(held);
+        } else {
             self.out_of_order = Some(held);
         }
     }
@@ -165,7 +167,7 @@ impl Tcb {
         } else {
             payload
         };
-        let mut held = self.out_of_order.take().unwrap_or_default();
+        let mut held = self.out_of_order.take().unwrap_or_else(|| ctx.budget.queue());
         match held.insert(self.rcv_nxt, seq, payload, ctx.stream, ctx.mode, ctx.budget) {
             Insert::Stored { .. } => {}
             Insert::Duplicate(buf) => {
