@@ -15,9 +15,6 @@ const FIRST_PORT: u16 = 1024;
 /// Smallest segment payload with which a component uses timestamps, bytes.
 const TIMESTAMPS_FROM: u32 = 64;
 
-/// Flows whose timers are looked at in one turn; a turn takes about a microsecond, so 50,000 flows pass in 50 ms.
-const SWEEP: usize = 16;
-
 /// All client ports in a pseudorandom order (RFC 4814), shared by everything that draws ports.
 pub fn shuffled_ports(rng: &mut Rng) -> Arc<[u16]> {
     let mut ports: Vec<u16> = (FIRST_PORT..=u16::MAX).collect();
@@ -198,8 +195,8 @@ impl Clients {
         sent
     }
 
-    /// Sends the acknowledgements that are owed, as far as the ring has room, and looks at some timers. `changed` is
-    /// called for each flow that ended.
+    /// Sends the acknowledgements that are owed, as far as the ring has room. `changed` is called for each flow that
+    /// ended.
     pub fn flush(&mut self, link: &mut Link<'_>, changed: &mut impl FnMut(usize, Event)) {
         while let Some(&at) = self.owed.last() {
             let Some(event) = self.flows[at as usize].acknowledge(&self.shape, link) else { break };
@@ -209,7 +206,11 @@ impl Clients {
                 changed(at as usize, event);
             }
         }
-        for _ in 0..SWEEP.min(self.flows.len()) {
+    }
+
+    /// Looks at the timers of the next `most` flows. `changed` is called for each flow that ended.
+    pub fn sweep(&mut self, link: &mut Link<'_>, most: usize, changed: &mut impl FnMut(usize, Event)) {
+        for _ in 0..most.min(self.flows.len()) {
             self.sweep = if self.sweep + 1 >= self.flows.len() { 0 } else { self.sweep + 1 };
             let at = self.sweep;
             let event = self.flows[at].check_timer(&self.shape, link);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::churn::Churn;
-use super::client::Shape;
+use super::client::{Event, Shape};
 use super::clients::Clients;
 use super::datagrams::{Datagrams, Queries};
 use super::hostile::{Flood, Malformed};
@@ -155,22 +155,37 @@ impl Component {
         }
     }
 
-    /// Sends what is owed and looks at timers; once a turn. `ended` is room for flows that changed.
-    pub fn flush(&mut self, link: &mut Link<'_>, ended: &mut Vec<(usize, super::client::Event)>) {
+    /// Sends what is owed. `ended` is room for flows that changed.
+    pub fn flush(&mut self, link: &mut Link<'_>, ended: &mut Vec<(usize, Event)>) {
+        if let Some(clients) = self.clients() {
+            clients.flush(link, &mut |at, event| ended.push((at, event)));
+            self.note_all(ended);
+        }
+    }
+
+    /// Looks at the timers of the next `most` flows. `ended` is room for flows that changed.
+    pub fn sweep(&mut self, link: &mut Link<'_>, most: usize, ended: &mut Vec<(usize, Event)>) {
+        if let Some(clients) = self.clients() {
+            clients.sweep(link, most, &mut |at, event| ended.push((at, event)));
+            self.note_all(ended);
+        }
+    }
+
+    fn clients(&mut self) -> Option<&mut Clients> {
         match self {
-            Self::Stream(c) => {
-                c.clients().flush(link, &mut |at, event| ended.push((at, event)));
-                for (_, event) in ended.drain(..) {
-                    c.note(event);
-                }
+            Self::Stream(c) => Some(c.clients()),
+            Self::Churn(c) => Some(c.clients()),
+            Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::Flood(_) => None,
+        }
+    }
+
+    fn note_all(&mut self, ended: &mut Vec<(usize, Event)>) {
+        for (at, event) in ended.drain(..) {
+            match self {
+                Self::Stream(c) => c.note(event),
+                Self::Churn(c) => c.note(at, event),
+                Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::Flood(_) => {}
             }
-            Self::Churn(c) => {
-                c.clients().flush(link, &mut |at, event| ended.push((at, event)));
-                for (at, event) in ended.drain(..) {
-                    c.note(at, event);
-                }
-            }
-            Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::Flood(_) => {}
         }
     }
 

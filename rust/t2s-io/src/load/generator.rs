@@ -29,6 +29,11 @@ const READ_BUDGET: u32 = 256;
 /// The same in the load phase, where packets have due times: what is due must not wait for a burst of replies.
 const READ_BUDGET_OPEN: u32 = 4;
 
+/// Flows of each component whose timers one turn looks at (it takes about a microsecond, so 50,000 flows pass in 50 ms),
+/// and those of one component in turn while there is time in the load phase.
+const SWEEP: usize = 16;
+const SWEEP_OPEN: usize = 4;
+
 /// In the load phase packets are built this long before they are due and leave on their due times, so that latency does
 /// not hold the time of building them; nanoseconds, more than reading replies and building a packet or two take.
 const AHEAD: u64 = 4_000;
@@ -131,6 +136,8 @@ pub struct Generator {
     /// Counts at the begin of the window, once it has begun.
     begun: Option<Counters>,
     window: Window,
+    /// The component whose timers were looked at last.
+    swept: usize,
     /// Room for flows that changed during a flush.
     ended: Vec<(usize, Event)>,
     /// Replies that belonged to nobody, which is what floods cause.
@@ -179,6 +186,7 @@ impl Generator {
             built: VecDeque::with_capacity(BUILT),
             begun: None,
             window: Window::default(),
+            swept: 0,
             ended: Vec::with_capacity(1024),
             strangers: 0,
         }
@@ -213,8 +221,9 @@ impl Generator {
         if self.send_built(now, ring) {
             return true;
         }
-        // One reply after the other while there is time.
-        let leisure = self.next_due().is_some_and(|due| due > now + AHEAD);
+        // One reply after the other while there is time. What is due soon is built by now, or its sender waits for a
+        // reply itself.
+        let leisure = self.next_due().is_some_and(|due| due > now + TURNAROUND);
         let (due, most) = match (self.open_loop && self.stage == Stage::Run, leisure) {
             (true, true) => (now + TURNAROUND, 1),
             (true, false) => (now, READ_BUDGET_OPEN),
@@ -222,6 +231,15 @@ impl Generator {
         };
         let received = self.read(now, due, most, ring, replies);
         self.answer(now, due, ring);
+        if due == now {
+            for index in 0..self.entries.len() {
+                self.sweep(index, SWEEP, now, due, ring);
+            }
+        } else if self.counters.packets == before {
+            // Timers are this client's own work too: a little of it at a time, so that what comes next leaves in time.
+            self.swept = (self.swept + 1) % self.entries.len().max(1);
+            self.sweep(self.swept, SWEEP_OPEN, now, due, ring);
+        }
         if due > now && self.counters.packets != before {
             ring.cut();
             self.built.push_back(due);
@@ -273,6 +291,15 @@ impl Generator {
             let (counters, pattern) = (&mut self.counters, &self.pattern);
             let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: due, pattern, counters };
             entry.component.flush(&mut link, &mut self.ended);
+        }
+    }
+
+    /// Looks at some timers of a component.
+    fn sweep(&mut self, index: usize, most: usize, now: u64, due: u64, ring: &mut Producer) {
+        let (counters, pattern) = (&mut self.counters, &self.pattern);
+        let mut link = Link { ring, now_ns: now, due_ns: due, pattern, counters };
+        if let Some(entry) = self.entries.get_mut(index) {
+            entry.component.sweep(&mut link, most, &mut self.ended);
         }
     }
 

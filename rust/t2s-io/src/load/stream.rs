@@ -48,14 +48,16 @@ impl Stream {
 
     /// Opens flows; true when each was answered once.
     pub fn set_up(&mut self, link: &mut Link<'_>) -> bool {
-        while self.cursor < self.clients.flows.len() && self.opening < OPENING {
+        let all = self.clients.flows.len();
+        // Other components may still be at it when this one is done: no flow is opened twice.
+        while self.attempted < all && self.cursor < all && self.opening < OPENING {
             if !self.clients.open(self.cursor, link) {
                 break;
             }
             self.cursor += 1;
             self.opening += 1;
         }
-        let done = self.attempted >= self.clients.flows.len();
+        let done = self.attempted >= all;
         if done {
             self.cursor = 0;
         }

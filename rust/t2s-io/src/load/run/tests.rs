@@ -63,6 +63,20 @@ fn every_component_kind_drains_to_nothing() {
 }
 
 #[test]
+fn a_component_that_is_set_up_opens_no_flow_again_while_others_are_not() {
+    let stream = |flows: u32| {
+        format!(
+            r#"{{"kind":"tcp_stream","weight":1,"flows":{flows},"segment_bytes":100,"v6_share":0.1,
+            "reorder":0,"duplicate":0,"overlap":0,"ip_fragment":0,"upstream":{{"mode":"sink"}}}}"#
+        )
+    };
+    let spec = phase(&format!("{},{},{}", stream(8), stream(600), stream(3)));
+    let result = run_phase(&spec);
+    assert_drained(&result);
+    assert_eq!(result.pointer("/flow_map/flows_peak").and_then(Value::as_u64), Some(8 + 600 + 3));
+}
+
+#[test]
 fn the_whole_mix_on_two_workers_with_and_without_offload() {
     let all = COMPONENTS.map(|(_, component)| component).join(",");
     for offload in [false, true] {
