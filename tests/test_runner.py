@@ -38,9 +38,35 @@ def test_rounds_are_interleaved_and_shuffled_by_the_seed():
 def test_self_tests_come_first_and_the_soak_last_and_once():
     steps = plan(short())
     assert [step.phase for step in steps[:8]] == ["null"] * 8
-    assert (steps[-1].scenario, steps[-1].phase, steps[-1].spec["seconds"]) == ("soak_mixed", "load", 1.0)
+    last = [step for step in steps if step.phase != "beside"][-1]
+    assert (last.scenario, last.phase, last.spec["seconds"]) == ("soak_mixed", "load", 1.0)
     assert sum(step.scenario == "soak_mixed" and step.phase == "load" for step in steps) == 1
     assert sum(step.scenario == "soak_mixed" and step.phase == "capacity" for step in steps) == 2
+
+
+def test_the_baseline_runs_for_a_moment_right_before_each_round_and_around_the_soak():
+    steps = plan(short(rounds=4, beside_seconds=0.1))
+    for at, step in enumerate(steps):
+        if step.phase == "load" and step.scenario not in {"high_pps_small_pkt", "soak_mixed"}:
+            moment = steps[at - 1]
+            assert (moment.scenario, moment.phase, moment.round) == (step.scenario, "beside", step.round)
+            assert (moment.spec["scenario"], moment.spec["phase"]) == ("high_pps_small_pkt", "load")
+            assert moment.spec["seconds"] == 0.1
+    assert [step.phase for step in steps[-5:]] == ["beside", "beside", "load", "beside", "beside"]
+    assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "beside")
+    assert not any(step.phase == "beside" for step in plan(short(beside_seconds=0.0)))
+    variants = [Variant(), Variant("off", Settings(pool_cache=0))]
+    assert not any(step.phase == "beside" for step in plan(short(), variants))
+
+
+def test_capacity_is_measured_in_so_many_rounds():
+    for wanted, rounds in ((1, [0]), (2, [0, 3]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])):
+        steps = plan(short(rounds=5, capacity_rounds=wanted))
+        found = [step.round for step in steps if (step.scenario, step.phase) == ("dns_flood", "capacity")]
+        assert found == rounds, wanted
+    results = run_scenarios(short(rounds=5, capacity_rounds=2), make_lab=fake_labs())
+    assert len(results.values("dns_flood", "capacity_pps")) == 2
+    assert len(results.values("dns_flood", "latency_p99_ns")) == 5
 
 
 def test_variants_get_the_same_packets_in_the_same_round():

@@ -14,7 +14,7 @@ from t2s.columns import COLUMNS, Over, Value, metrics
 if TYPE_CHECKING:
     import polars as pl
 
-    from t2s.scenario import PhaseName, ScenarioFile
+    from t2s.scenario import PhaseName, ScenarioFile, StepName
     from t2s.verdict import Matrix
 
 Row = dict[str, Any]
@@ -60,7 +60,7 @@ class PhaseResult:
     """One phase that was run."""
 
     scenario: str
-    phase: PhaseName
+    phase: StepName
     round: int
     variant: str
     spec: Mapping[str, Any]
@@ -73,7 +73,7 @@ class PhaseResult:
         if told and not self._is_kept():
             return str(told)
         intended, offered = self.tree.get("intended") or 0, self.tree.get("offered") or 0
-        if self.phase == "load" and intended and offered < OFFERED_LEAST * intended:
+        if self.spec.get("phase") == "load" and intended and offered < OFFERED_LEAST * intended:
             return f"the generator offered {offered / intended:.1%} of what was intended"
         return None
 
@@ -141,7 +141,8 @@ class Results:
 
     def scenarios(self, variant: str = "") -> list[str]:
         """Scenarios with a measured load or capacity phase, in the order of the file."""
-        seen = {phase.scenario for phase in self.phases if phase.variant == variant and phase.phase != "null"}
+        measured = {"load", "capacity"}
+        seen = {phase.scenario for phase in self.phases if phase.variant == variant and phase.phase in measured}
         return [scenario.name for scenario in self.file.scenario if scenario.name in seen]
 
     def trees(self, scenario: str, phase: PhaseName, variant: str = "") -> list[Mapping[str, Any]]:
@@ -156,7 +157,7 @@ class Results:
         """Return the rows of `rounds` as dictionaries."""
         pairs: dict[tuple[str, str, int], dict[str, PhaseResult]] = {}
         for phase in self._sorted():
-            if phase.phase != "null":
+            if phase.phase in {"load", "capacity"}:
                 pairs.setdefault((phase.variant, phase.scenario, phase.round), {})[phase.phase] = phase
         rows: list[Row] = []
         for (variant, scenario, number), found in pairs.items():
@@ -189,6 +190,15 @@ class Results:
             return slices
         found = self._by_scenario.get((variant, scenario), ())
         return {row["round"]: row[column] for row in found if _counts(row, column) and row[column] is not None}
+
+    def beside(self, scenario: str, column: str) -> dict[int, float]:
+        """Return a column's values of the baseline by round of `scenario`, measured right beside it; valid ones only.
+
+        Empty when the file wants none of that.
+        """
+        found = [p for p in self._sorted() if (p.scenario, p.phase) == (scenario, "beside") and p.invalid is None]
+        values = {p.round: metrics(p.tree, None)[column] for p in found}
+        return {number: value for number, value in values.items() if value is not None}
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

@@ -21,7 +21,7 @@ from t2s import _core
 from t2s.environment import describe
 from t2s.errors import LabError, T2sError
 from t2s.results import Decode, PhaseResult, Results
-from t2s.scenario import PhaseName, Scenario, ScenarioFile, Settings, load_scenarios, phase_spec, seed_of
+from t2s.scenario import PhaseName, Scenario, ScenarioFile, Settings, StepName, load_scenarios, phase_spec, seed_of
 from t2s.statistics import slope_interval
 
 TICK_SECONDS = 0.25
@@ -76,7 +76,7 @@ class Step:
     """One phase to run."""
 
     scenario: str
-    phase: PhaseName
+    phase: StepName
     round: int
     variant: str
     spec: Mapping[str, Any]
@@ -110,7 +110,8 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
     """Return all phases in the order in which they are run.
 
     First the generator's self-tests, then the rounds: in each, all scenarios and variants in a shuffled order, load
-    before capacity. A soak's load phase, the longest, comes last and once.
+    before capacity, and a moment of the baseline before each load. A soak's load phase, the longest, comes last and
+    once, with such moments before and after it.
     """
     steps: list[Step] = []
 
@@ -122,6 +123,13 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
             spec["speed"] = "max"
         return Step(scenario.name, phase, number, variant.name, spec)
 
+    def beside(scenario: Scenario, number: int) -> list[Step]:
+        baseline = file.named(file.baseline)
+        if not file.run.beside_seconds or scenario is baseline or baseline.soak or len(variants) > 1:
+            return []
+        spec = {**step(baseline, "load", number, variants[0]).spec, "seconds": file.run.beside_seconds}
+        return [Step(scenario.name, "beside", number, variants[0].name, spec)]
+
     if self_test:
         generated = [s for s in file.scenario if (s.driver or file.run.driver) == "memory"]
         steps += [step(scenario, "null", NULL_ROUND, variants[0]) for scenario in generated]
@@ -129,10 +137,21 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
         pairs = [(scenario, variant) for scenario in file.scenario for variant in variants]
         random.Random(seed_of(file.run.seed, "order", number)).shuffle(pairs)  # noqa: S311 - an order, no secret
         for scenario, variant in pairs:
-            phases: tuple[PhaseName, ...] = ("capacity",) if scenario.soak else ("load", "capacity")
-            steps += [step(scenario, phase, number, variant) for phase in phases]
-    steps += [step(scenario, "load", 0, variant) for scenario in file.scenario if scenario.soak for variant in variants]
+            if not scenario.soak:
+                steps += [*beside(scenario, number), step(scenario, "load", number, variant)]
+            if _has_capacity(number, file.run.rounds, file.run.capacity_rounds):
+                steps.append(step(scenario, "capacity", number, variant))
+    for scenario in (scenario for scenario in file.scenario if scenario.soak):
+        moments = [moment for number in range(file.run.rounds) for moment in beside(scenario, number)]
+        half = len(moments) // 2
+        steps += [*moments[:half], *(step(scenario, "load", 0, variant) for variant in variants), *moments[half:]]
     return steps
+
+
+def _has_capacity(number: int, rounds: int, capacity_rounds: int | None) -> bool:
+    """Whether a round is one of those with a capacity phase: the first, and then evenly."""
+    wanted = rounds if capacity_rounds is None else min(capacity_rounds, rounds)
+    return number == 0 or number * wanted // rounds > (number - 1) * wanted // rounds
 
 
 class Runner:
@@ -308,6 +327,6 @@ def _tree(text: str, step: Step) -> dict[str, Any]:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise LabError(f"the result is no JSON: {error}") from error
-    if not isinstance(tree, dict) or tree.get("phase") != step.phase:
+    if not isinstance(tree, dict) or tree.get("phase") != step.spec["phase"]:
         raise LabError("the result is not of this phase")
     return tree

@@ -29,6 +29,8 @@ SCHEMA: Literal[1] = 1
 """Version of the file's schema; raised when an old file would mean something else."""
 
 PhaseName = Literal["load", "capacity", "null"]
+StepName = Literal["load", "capacity", "null", "beside"]
+"""What is run for a scenario: its phases, and the baseline's load beside its own."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -228,6 +230,11 @@ class Run(_Strict):
     load_seconds: Seconds = 1.0
     capacity_seconds: Seconds = 0.3
     null_seconds: Seconds = 0.3
+    beside_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
+    """The baseline's load right before each load round of another scenario, to compare that round with; 0: each round
+    is compared with the baseline's own of the same number."""
+    capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
+    """Rounds that have a capacity phase, spread evenly; all when left out."""
     soak_seconds: Seconds = 120.0
     workers: int = Field(default=1, ge=1, le=64)
     pin: bool = True
@@ -244,6 +251,8 @@ class Quick(_Strict):
     load_seconds: Seconds | None = None
     capacity_seconds: Seconds | None = None
     null_seconds: Seconds | None = None
+    beside_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
+    capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     soak_seconds: Seconds | None = None
 
 

@@ -3,7 +3,8 @@
 A threshold's `fail_if` is evaluated on 10,000 bootstrap resamples of the rounds at once, one row each, so that any
 expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at most 2.5 %, else the rounds do not
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
-by side. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
+by side; where the file has the baseline run for a moment beside each round (`beside_seconds`), those moments are the
+baseline. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
 """
 
 from __future__ import annotations
@@ -182,7 +183,7 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
 
     baseline = results.file.baseline
     own = {name: results.values(scenario, name) for name in needed.columns}
-    base = {name: results.values(baseline, name) for name in needed.baseline_columns}
+    base = {name: _of_baseline(results, scenario, name) for name in needed.baseline_columns}
     paired = _paired_rounds([*own.values(), *base.values()])
     series: list[pl.Series] = []
     rounds = [len(paired)] if paired else []
@@ -202,6 +203,12 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
                 rounds.append(len(found))
     frame = pl.DataFrame(series) if series else pl.DataFrame({"": [0.0]})
     return frame, min(rounds, default=0)
+
+
+def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, float]:
+    """Return the baseline's values that a scenario's are held against, by round."""
+    moments = results.beside(scenario, column) if COLUMNS[column].is_estimate else {}
+    return moments or results.values(results.file.baseline, column)
 
 
 def _paired_rounds(columns: list[dict[int, float]]) -> list[int]:
@@ -255,7 +262,7 @@ def _sides(
             },
             **{
                 baseline_name(name): [
-                    over_rounds(COLUMNS[name].over, list(results.values(results.file.baseline, name).values()))
+                    over_rounds(COLUMNS[name].over, list(_of_baseline(results, scenario, name).values()))
                 ]
                 for name in fail_if.baseline_columns
             },
