@@ -12,7 +12,7 @@ from t2s import analysis
 from t2s.columns import COLUMNS, Over, sustained
 from t2s.errors import ScenarioError
 from t2s.runner import run_scenarios
-from t2s.scenario import parse_scenarios
+from t2s.scenario import parse_scenarios, seed_of
 from t2s.statistics import (
     median_coverage,
     median_interval,
@@ -84,6 +84,38 @@ def test_rounds_that_disagree_are_inconclusive():
     assert found.status is Status.INCONCLUSIVE
     assert "rounds disagree" in found.reasons[0]
     assert 0.025 < found.fail_share < 0.975
+
+
+def test_rounds_are_judged_within_their_own_mood():
+    """Half of the rounds are slow for baseline and scenario alike: each is below the limit of its own pair."""
+
+    rounds = {seed_of(1, name, number): number for name in ("base", "other") for number in range(9)}
+
+    def change(spec, tree):
+        slow = 3 if rounds.get(spec["seed"], 0) % 2 else 1
+        tree["latency"]["p99"] = slow * (1_500 if spec["scenario"] == "other" else 1_000)
+
+    found = verdict(P99, change, rounds=9)
+    assert found.status is Status.PASS
+    assert found.ratio.point == pytest.approx(0.75)
+    assert found.ratio.high == pytest.approx(0.75)
+
+
+def test_the_baseline_beside_a_round_is_what_the_round_is_held_against():
+    """The baseline's own rounds were measured in a slow minute, those beside the scenario in its own."""
+
+    def change(spec, tree):
+        beside = spec["scenario"] == "base" and spec["seconds"] == 0.1
+        tree["latency"]["p99"] = 3_000 if spec["scenario"] == "other" else 1_000 if beside else 9_000
+
+    assert verdict(P99, change).status is Status.PASS
+    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\n[[scenario]]", 1) + P99
+    results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change))
+    found = next(v for v in results.verdicts.verdicts if v.scenario == "other")
+    assert found.status is Status.FAIL
+    assert (found.measured, found.limit) == (3_000, 2_000)
+    assert len(results.beside("other", "latency_p99_ns")) == results.file.run.rounds
+    assert results.values("base", "latency_p99_ns")[0] == 9_000
 
 
 @pytest.mark.parametrize(("spoilt", "status"), [(4, Status.PASS), (36, Status.FAIL)])

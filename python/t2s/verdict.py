@@ -4,7 +4,9 @@ A threshold's `fail_if` is evaluated on 10,000 bootstrap resamples of the rounds
 expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at most 2.5 %, else the rounds do not
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
 by side; where the file has the baseline run for a moment beside each round (`beside_seconds`), those moments are the
-baseline. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
+baseline. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
+within its round: on a machine that has two moods, medians of each side may come from different ones. Facts (maxima,
+counts, live bytes) have no interval: they hold or they do not.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from t2s import expression
 from t2s.columns import COLUMNS
 from t2s.expression import Expression, baseline_name
 from t2s.results import Results, over_rounds
-from t2s.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, median_coverage, resampled_medians
+from t2s.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, median_coverage, ratio_interval, resampled_medians
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -150,6 +152,9 @@ def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
     fail_if = expression.parse(threshold.fail_if, COLUMNS)
     frame, rounds = resampled(results, scenario, fail_if)
     share = _share(frame, fail_if)
+    pairs = _pairs(results, scenario, fail_if)
+    if pairs is not None:
+        share = pairs.share()
     measured, limit, ratio = _sides(results, scenario, fail_if, frame, rounds)
     reasons: list[str] = []
     if share is None:
@@ -209,6 +214,48 @@ def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, floa
     """Return the baseline's values that a scenario's are held against, by round."""
     moments = results.beside(scenario, column) if COLUMNS[column].is_estimate else {}
     return moments or results.values(results.file.baseline, column)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Both sides of a comparison, round by round."""
+
+    left: list[float]
+    sign: str
+    right: list[float]
+
+    def share(self) -> float:
+        """Return the share of resamples in which the comparison holds for the median difference."""
+        drawn = resampled_medians([a - b for a, b in zip(self.left, self.right, strict=True)])
+        holds = {">": drawn > 0, ">=": drawn >= 0, "<": drawn < 0, "<=": drawn <= 0, "==": drawn == 0, "!=": drawn != 0}
+        return float(holds[self.sign].cast(int).mean())  # type: ignore[arg-type]
+
+
+def _pairs(results: Results, scenario: str, fail_if: Expression) -> _Pairs | None:
+    """Return the sides of a single comparison that holds the baseline's estimates against a scenario's, round by round.
+
+    None for any other expression, and where the two were not measured in the same rounds.
+    """
+    import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
+
+    split = fail_if.comparison()
+    names = {*fail_if.columns, *fail_if.baseline_columns}
+    judged = all(COLUMNS[name].is_estimate and name not in OWN_INTERVALS for name in names)
+    if split is None or not judged or not fail_if.columns or not fail_if.baseline_columns:
+        return None
+    values = {name: results.values(scenario, name) for name in fail_if.columns}
+    values |= {baseline_name(name): _of_baseline(results, scenario, name) for name in fail_if.baseline_columns}
+    rounds = _paired_rounds(list(values.values()))
+    if not rounds:
+        return None
+    frame = pl.DataFrame({name: [found[r] for r in rounds] for name, found in values.items()})
+    left, sign, right = split
+    sides = frame.select(
+        left.to_polars().cast(pl.Float64).alias("left"), right.to_polars().cast(pl.Float64).alias("right")
+    )
+    if sides.null_count().sum_horizontal().item():
+        return None
+    return _Pairs(sides["left"].to_list(), sign, sides["right"].to_list())
 
 
 def _paired_rounds(columns: list[dict[int, float]]) -> list[int]:
@@ -271,7 +318,10 @@ def _sides(
     )
     measured, limit = (point.select(side.to_polars().cast(pl.Float64).alias("v")).item(0, 0) for side in (left, right))
     ratio = None
-    if measured is not None and limit:
+    pairs = _pairs(results, scenario, fail_if)
+    if pairs is not None:
+        ratio = ratio_interval(pairs.left, pairs.right)
+    elif measured is not None and limit:
         drawn = frame.select((left.to_polars() / right.to_polars()).cast(pl.Float64).alias("v")).to_series()
         if drawn.null_count() == 0 and len(drawn) and bool(drawn.is_finite().all()):
             low, high = (float(drawn.quantile(at) or 0.0) for at in (TAIL, 1 - TAIL))
