@@ -141,7 +141,9 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
                 steps += [*beside(scenario, number), step(scenario, "load", number, variant)]
             if _has_capacity(number, file.run.rounds, file.run.capacity_rounds):
                 steps.append(step(scenario, "capacity", number, variant))
-    for scenario in (scenario for scenario in file.scenario if scenario.soak):
+    for scenario in file.scenario:
+        if not scenario.soak:
+            continue
         moments = [moment for number in range(file.run.rounds) for moment in beside(scenario, number)]
         half = len(moments) // 2
         steps += [*moments[:half], *(step(scenario, "load", 0, variant) for variant in variants), *moments[half:]]
@@ -151,7 +153,7 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
 def _has_capacity(number: int, rounds: int, capacity_rounds: int | None) -> bool:
     """Whether a round is one of those with a capacity phase: the first, and then evenly."""
     wanted = rounds if capacity_rounds is None else min(capacity_rounds, rounds)
-    return number == 0 or number * wanted // rounds > (number - 1) * wanted // rounds
+    return number * wanted % rounds < wanted
 
 
 class Runner:

@@ -151,11 +151,11 @@ def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
     """Evaluate one threshold on one scenario."""
     fail_if = expression.parse(threshold.fail_if, COLUMNS)
     frame, rounds = resampled(results, scenario, fail_if)
-    share = _share(frame, fail_if)
     pairs = _pairs(results, scenario, fail_if)
-    if pairs is not None:
-        share = pairs.share()
+    share = _share(frame, fail_if) if pairs is None else pairs.share()
     measured, limit, ratio = _sides(results, scenario, fail_if, frame, rounds)
+    if pairs is not None:
+        ratio = ratio_interval(pairs.left, pairs.right)
     reasons: list[str] = []
     if share is None:
         status = Status.INCONCLUSIVE
@@ -318,10 +318,7 @@ def _sides(
     )
     measured, limit = (point.select(side.to_polars().cast(pl.Float64).alias("v")).item(0, 0) for side in (left, right))
     ratio = None
-    pairs = _pairs(results, scenario, fail_if)
-    if pairs is not None:
-        ratio = ratio_interval(pairs.left, pairs.right)
-    elif measured is not None and limit:
+    if measured is not None and limit:
         drawn = frame.select((left.to_polars() / right.to_polars()).cast(pl.Float64).alias("v")).to_series()
         if drawn.null_count() == 0 and len(drawn) and bool(drawn.is_finite().all()):
             low, high = (float(drawn.quantile(at) or 0.0) for at in (TAIL, 1 - TAIL))

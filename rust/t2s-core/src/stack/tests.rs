@@ -411,6 +411,33 @@ fn at_the_cap_the_idle_make_room() {
 }
 
 #[test]
+fn map_and_table_number_flows_alike() {
+    let mut bench = Bench::new(|_| {});
+    let mut open = Vec::new();
+    for round in 0..6 {
+        for flow in 0..40 {
+            open.push(bench.open(&format!("10.0.0.{round}:{}", 1_000 + flow), SERVER).0);
+        }
+        for id in open.split_off(17 * round + 5) {
+            bench.stack.upstream_reset(bench.now, id);
+            bench.requests();
+            bench.packets();
+        }
+        let map = bench.stack.map.clone();
+        for (key, index) in map.snapshot() {
+            let hash = map.hash(&key);
+            assert_eq!(
+                map.lock(map.shard_of(hash)).guess(hash),
+                Some(index),
+                "the flow that is fetched is the right one"
+            );
+        }
+        assert_eq!(map.len(), open.len());
+    }
+    bench.shut_down();
+}
+
+#[test]
 fn a_crowd_of_timers_is_run_a_few_at_a_time() {
     let mut bench = Bench::new(|_| {});
     let most = TIMERS + 1;
