@@ -6,7 +6,8 @@
 //!
 //! Promises: a timer never fires before its deadline, and fires at the first call at or after the end of the deadline's
 //! tick; timers of one tick fire in the order in which they came to its slot; a handler that re-arms its timer for now
-//! gets the next tick, so expiring always ends. Memory is 32 bytes a timer at the peak number of timers, which the
+//! gets the next tick, so expiring always ends. A slot of a higher level may hold many timers: a caller whose turns must
+//! stay short bounds how many of them move in one call, and the wheel waits for the rest. Memory is 32 bytes a timer at the peak number of timers, which the
 //! caller's own tables bound; slots of ended timers are used again.
 
 use crate::time::{Instant, MILLIS};
@@ -58,6 +59,9 @@ pub struct Wheel {
     armed: u32,
     /// The list that is being taken from: a slot of the lowest level whose tick has come, or `DUE`.
     due: usize,
+    /// The slot of a higher level that the wheel has reached and whose timers are on their way down, while some are left.
+    /// Its bit in `occupied` is cleared, and no timer comes to it meanwhile.
+    falling: Option<usize>,
     /// First and last timer of each slot's list. (A circular list would do without the last, but appending would touch
     /// the first one, which came a while ago and has left the cache.)
     heads: [u32; DUE + 1],
@@ -75,6 +79,7 @@ impl Wheel {
             vacant: NIL,
             armed: 0,
             due: DUE,
+            falling: None,
             heads: [NIL; DUE + 1],
             tails: [NIL; DUE + 1],
             occupied: [0; LEVELS],
@@ -136,7 +141,7 @@ impl Wheel {
         if self.armed == 0 {
             return None;
         }
-        if self.heads[self.due] != NIL {
+        if self.heads[self.due] != NIL || self.falling.is_some_and(|list| self.heads[list] != NIL) {
             return Some(Instant::from_millis(self.now));
         }
         self.next_slot().map(|(_, _, tick)| Instant::from_nanos(tick.saturating_mul(MILLIS)))
@@ -147,8 +152,16 @@ impl Wheel {
     /// A timer cancelled between two calls does not fire.
     #[inline]
     pub fn pop_expired(&mut self, now: Instant) -> Option<u32> {
+        let mut unbounded = usize::MAX;
+        self.pop_expired_within(now, &mut unbounded)
+    }
+
+    /// Like [`Wheel::pop_expired`], but moves no more than `moves` timers to lower levels, and counts it down. When that
+    /// is used up, `None` does not say that no other timer is due: [`Wheel::next`] then is not later than `now`.
+    #[inline]
+    pub fn pop_expired_within(&mut self, now: Instant, moves: &mut usize) -> Option<u32> {
         if self.heads[self.due] == NIL {
-            self.advance(now.millis());
+            self.advance(now.millis(), moves);
         }
         let index = self.heads[self.due];
         if index == NIL {
@@ -177,10 +190,13 @@ impl Wheel {
         Some((level, slot, (turn | slot as u64) << shift))
     }
 
-    /// Moves the wheel until timers are due or `tick` is reached.
-    fn advance(&mut self, tick: u64) {
+    /// Moves the wheel until timers are due, `tick` is reached or `moves` are used up.
+    fn advance(&mut self, tick: u64, moves: &mut usize) {
         self.due = DUE;
-        while self.heads[DUE] == NIL {
+        loop {
+            if !self.fall(moves) || self.heads[DUE] != NIL {
+                return;
+            }
             let Some((level, slot, begins)) = self.next_slot().filter(|&(_, _, begins)| begins <= tick) else {
                 self.now = self.now.max(tick);
                 return;
@@ -193,15 +209,22 @@ impl Wheel {
                 self.due = slot;
                 return;
             }
-            let list = level * SLOTS + slot;
-            self.tails[list] = NIL;
-            let mut index = std::mem::replace(&mut self.heads[list], NIL);
-            while index != NIL {
-                let Timer { next, tick, .. } = self.timers[index as usize];
-                self.place(index, tick);
-                index = next;
-            }
+            self.falling = Some(level * SLOTS + slot);
         }
+    }
+
+    /// Moves timers of the slot that the wheel has reached to where they belong now; whether all of them are there.
+    fn fall(&mut self, moves: &mut usize) -> bool {
+        let Some(list) = self.falling else { return true };
+        while self.heads[list] != NIL {
+            let Some(left) = moves.checked_sub(1) else { return false };
+            *moves = left;
+            let index = self.heads[list];
+            self.unlink(index);
+            self.place(index, self.timers[index as usize].tick);
+        }
+        self.falling = None;
+        true
     }
 
     /// Links a timer where its tick belongs, seen from the wheel's time.
@@ -357,20 +380,36 @@ mod tests {
         assert_eq!(size_of::<Timer>(), 32);
     }
 
+    #[test]
+    fn a_crowd_moves_down_in_steps() {
+        let mut wheel = Wheel::new(Instant::ZERO);
+        let ids: Vec<_> =
+            (0..100).map(|token| wheel.insert(token, Instant::from_millis(64 + u64::from(token)))).collect();
+        let now = Instant::from_millis(64);
+        let mut moves = 10;
+        assert_eq!(wheel.pop_expired_within(now, &mut moves), Some(0), "the slot's first has nothing to wait for");
+        assert_eq!((wheel.pop_expired_within(now, &mut moves), moves), (None, 0));
+        assert_eq!(wheel.next(), Some(now), "there is more to do at once");
+        assert!(wheel.cancel(ids[5]) && wheel.cancel(ids[50]), "moved or not");
+        let early = wheel.insert(100, Instant::from_millis(66));
+        assert_eq!(wheel.pop_expired_within(Instant::from_millis(70), &mut 0), None, "nothing passes those that wait");
+        let mut fired = Vec::new();
+        wheel.expire(Instant::from_millis(70), &mut |token| fired.push(token));
+        assert_eq!(fired, [1, 2, 100, 3, 4, 6]);
+        assert!(!wheel.cancel(early));
+        assert_eq!(wheel.next(), Some(Instant::from_millis(71)));
+        assert_eq!(wheel.len(), 92);
+    }
+
     /// The twin: a plain list of ticks.
     #[derive(Default)]
     struct Naive {
-        now: u64,
         timers: Vec<(u64, u32)>,
     }
 
     impl Naive {
-        fn expire(&mut self, now: u64) -> Vec<(u64, u32)> {
-            self.now = self.now.max(now);
-            let mut due: Vec<_> = self.timers.iter().copied().filter(|&(tick, _)| tick <= now).collect();
-            self.timers.retain(|&(tick, _)| tick > now);
-            due.sort_unstable();
-            due
+        fn due(&self, now: Instant) -> usize {
+            self.timers.iter().filter(|&&(tick, _)| tick <= now.millis()).count()
         }
     }
 
@@ -382,16 +421,18 @@ mod tests {
         ToNext,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = (Step, usize)> {
         // Around the borders of each level, in nanoseconds.
         let span = (0_u32..5, 0_u64..130, 0_u64..MILLIS)
             .prop_map(|(level, ticks, nanos)| (ticks << (BITS * level) >> 1) * MILLIS + nanos);
-        prop_oneof![
+        let step = prop_oneof![
             4 => span.clone().prop_map(Step::Insert),
             2 => any::<usize>().prop_map(Step::Cancel),
             2 => span.prop_map(Step::Advance),
             2 => Just(Step::ToNext),
-        ]
+        ];
+        // With how many timers that may move after it.
+        (step, prop_oneof![0_usize..4, Just(usize::MAX)])
     }
 
     proptest! {
@@ -401,14 +442,15 @@ mod tests {
         fn behaves_like_a_list(origin in 0_u64..1 << 50, steps in prop::collection::vec(step(), 1..300)) {
             let mut now = Instant::from_nanos(origin);
             let mut wheel = Wheel::new(now);
-            let mut twin = Naive { now: now.millis(), timers: Vec::new() };
+            let mut twin = Naive::default();
             let mut ids = Vec::new();
-            for (token, step) in (0..).zip(steps) {
+            let mut last = 0;
+            for (token, (step, moves)) in (0..).zip(steps) {
                 match step {
                     Step::Insert(after) => {
                         let deadline = now.plus(after);
+                        let tick = deadline.nanos().div_ceil(MILLIS).max(wheel.now + 1);
                         ids.push((wheel.insert(token, deadline), token));
-                        let tick = deadline.nanos().div_ceil(MILLIS).max(twin.now + 1);
                         twin.timers.push((tick, token));
                     }
                     Step::Cancel(n) if !ids.is_empty() => {
@@ -421,23 +463,24 @@ mod tests {
                     Step::Advance(by) => now = now.plus(by),
                     Step::ToNext => now = now.max(wheel.next().unwrap_or(now)),
                 }
-                let mut expected = twin.expire(now.millis());
-                let mut fired = Vec::new();
-                let mut last = 0;
-                while let Some(token) = wheel.pop_expired(now) {
-                    let place = expected.iter().position(|&(_, other)| other == token);
-                    prop_assert!(place.is_some(), "{} is not due", token);
-                    let (tick, _) = expected.swap_remove(place.expect("just checked"));
+                let mut left = moves;
+                while let Some(token) = wheel.pop_expired_within(now, &mut left) {
+                    let place = twin.timers.iter().position(|&(_, other)| other == token);
+                    prop_assert!(place.is_some(), "{} has fired before or was cancelled", token);
+                    let (tick, _) = twin.timers.swap_remove(place.expect("just checked"));
+                    prop_assert!(tick <= now.millis(), "{} is not due", token);
                     prop_assert!(tick >= last, "ticks in order");
                     last = tick;
-                    fired.push(token);
                 }
-                prop_assert!(expected.is_empty(), "not fired: {:?}", expected);
                 prop_assert_eq!(wheel.len(), twin.timers.len());
                 let earliest = twin.timers.iter().map(|&(tick, _)| tick).min();
                 prop_assert_eq!(wheel.next().is_some(), earliest.is_some());
-                if let (Some(next), Some(earliest)) = (wheel.next(), earliest) {
-                    prop_assert!(next.millis() <= earliest && next.millis() > now.millis());
+                let (Some(next), Some(earliest)) = (wheel.next(), earliest) else { continue };
+                prop_assert!(next.millis() <= earliest);
+                if next <= now {
+                    prop_assert_eq!(left, 0, "only for want of moves is there more to do");
+                } else {
+                    prop_assert_eq!(twin.due(now), 0);
                     prop_assert!(earliest >= (now.millis() | 63) || next.millis() == earliest, "exact when near");
                 }
             }

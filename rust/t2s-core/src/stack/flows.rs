@@ -6,7 +6,7 @@ use siphasher::sip::SipHasher24;
 
 use super::api::{CloseReason, FlowId, FlowInfo, Refusal, Request, StackStats};
 use super::ingress::shard;
-use super::{Held, Inner, Stack, TIMERS};
+use super::{Held, Inner, MOVES, Stack, TIMERS};
 use crate::buf::{Buf, PoolCache};
 use crate::config::Config;
 use crate::flow::{FlowKey, FlowMap, ShardGuard};
@@ -346,10 +346,12 @@ impl Inner {
     /// Runs what is due, at most so many timers of flows and ends of sessions each.
     pub(super) fn run_timers(&mut self, now: Instant, most: usize) {
         let mut left = most;
+        let mut moves = most.saturating_mul(MOVES);
         while left > 0 {
             let mut due = [0; TIMERS];
             let mut count = 0;
-            for (slot, token) in due.iter_mut().zip(core::iter::from_fn(|| self.wheel.pop_expired(now))).take(left) {
+            let expired = core::iter::from_fn(|| self.wheel.pop_expired_within(now, &mut moves));
+            for (slot, token) in due.iter_mut().zip(expired).take(left) {
                 *slot = token;
                 count += 1;
             }

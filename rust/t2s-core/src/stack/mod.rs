@@ -47,6 +47,9 @@ const RAW_QUEUE: usize = 4_096;
 /// Timers whose flows are fetched together: their cache misses overlap.
 const TIMERS: usize = 4;
 
+/// Timers that may move to a lower level of the wheel for each that may fire; a move costs about a cache miss.
+const MOVES: usize = 8;
+
 /// Headers of a transmitted packet: IPv6 (40) and TCP with all its options (60) fit.
 const HEADER_MAX: usize = 128;
 
