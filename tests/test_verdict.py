@@ -140,6 +140,27 @@ def test_a_soak_is_judged_by_its_slices(spoilt, status):
     assert len(results.values("other", "latency_p99_ns")) == 40
 
 
+def test_a_soak_is_held_against_all_moments_of_the_baseline():
+    """Those right before and after it fell into a fast second of the machine."""
+    begun = []
+
+    def change(spec, tree):
+        beside = spec["scenario"] == "base" and spec["seconds"] == 0.1
+        if beside:
+            begun.append(spec)
+        fast = len(begun) > 2 * 5
+        tree["latency"]["p99"] = 1_500 if spec["scenario"] == "soak" else 500 if beside and fast else 1_000
+
+    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\n[[scenario]]", 1)
+    for name, soak in (("third", "false"), ("soak", "true")):
+        scenario = f'[[scenario]]\nname = "{name}"\nsoak = {soak}\nrate_pps = 1000\ncomponents = [{{ kind = "udp" }}]\n'
+        text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
+    assert set(results.beside("soak", "latency_p99_ns").values()) == {500}
+    assert sorted(results.moments("latency_p99_ns").values()) == [500] * 5 + [1_000] * 10
+    assert results.verdicts.of("soak")[0].limit == 2_000
+
+
 def test_a_fact_of_one_round_is_enough():
     first = []
 

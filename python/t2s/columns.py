@@ -160,7 +160,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
         "disturbed_share",
         "ratio",
         Over.MEDIAN,
-        "packets that a stall of the machine delayed (one while the core had nothing to do, or the load generator's)",
+        "packets that a stall of the machine delayed: the generator was away, or the core's thread was put off its CPU",
         _disturbed,
     ),
     Column("pps", "packets/s", Over.MEDIAN, "forwarded a second", ratio("forwarded", "seconds")),

@@ -196,9 +196,17 @@ class Results:
 
         Empty when the file wants none of that.
         """
-        found = [p for p in self._sorted() if (p.scenario, p.phase) == (scenario, "beside") and p.invalid is None]
-        values = {p.round: metrics(p.tree, None)[column] for p in found}
-        return {number: value for number, value in values.items() if value is not None}
+        return {number: value for (name, number), value in self._moments(column).items() if name == scenario}
+
+    def moments(self, column: str) -> dict[int, float]:
+        """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
+        return dict(enumerate(self._moments(column).values()))
+
+    def _moments(self, column: str) -> dict[tuple[str, int], float]:
+        """Return a column's values of the baseline's moments, by scenario and round."""
+        found = [p for p in self._sorted() if p.phase == "beside" and p.invalid is None]
+        values = {(p.scenario, p.round): metrics(p.tree, None)[column] for p in found}
+        return {at: value for at, value in values.items() if value is not None}
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

@@ -211,8 +211,15 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
 
 
 def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, float]:
-    """Return the baseline's values that a scenario's are held against, by round."""
-    moments = results.beside(scenario, column) if COLUMNS[column].is_estimate else {}
+    """Return the baseline's values that a scenario's are held against, by round.
+
+    A soak has no rounds that a moment could stand beside: it is held against all moments of the run, which know the
+    machine's moods and how long they last better than the few right before and after it.
+    """
+    if not COLUMNS[column].is_estimate:
+        return results.values(results.file.baseline, column)
+    soak = results.file.named(scenario).soak
+    moments = results.moments(column) if soak else results.beside(scenario, column)
     return moments or results.values(results.file.baseline, column)
 
 
