@@ -24,7 +24,7 @@ use super::result::{PhaseResult, Progress};
 use super::ring::{Consumer, Producer, ring};
 use super::sampler::{Gauge, Sampler};
 use super::spec::{Accept, CongestionName, Phase, PhaseSpec, Reassembly, Settings, SpecError, UpstreamMode};
-use super::stall::LastStall;
+use super::stall::{LastStall, Lookout};
 use super::summary::{GeneratorReport, Parts, summarize};
 use super::worker::{Report, Worker};
 use crate::replay::{CaptureError, CaptureSpec, run_capture};
@@ -269,12 +269,12 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
         };
         let (pool, map) = (pool.clone(), Arc::clone(&map));
         let stall = Arc::new(LastStall::default());
-        let heard = Arc::clone(&stall);
+        let lookout = Lookout::new(Arc::clone(&stall));
         let placement = Placement::among(&map, index, spec.workers as usize);
         let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), patience };
-        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&seat, &pool, &map, heard, device, out))?);
+        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&seat, &pool, &map, stall, device, out))?);
         let seat = Seat { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), patience };
-        generators.push(spawn(format!("t2s-load-{index}"), move || generate(&seat, &placement, &stall, tx, rx))?);
+        generators.push(spawn(format!("t2s-load-{index}"), move || generate(&seat, &placement, lookout, tx, rx))?);
         Ok::<(), LabError>(())
     });
     if spawned.is_err() {
@@ -450,7 +450,7 @@ fn null_device(seat: &Seat, gauge: &Gauge, mut device: Consumer, mut out: Produc
 fn generate(
     seat: &Seat,
     placement: &Placement,
-    stall: &LastStall,
+    mut lookout: Lookout,
     mut tx: Producer,
     mut rx: Consumer,
 ) -> GeneratorReport {
@@ -458,11 +458,10 @@ fn generate(
     let gauge = &seat.shared.generators[seat.index];
     let mut generator = Generator::new(&seat.spec, seat.index as u32, placement);
     let mut cpu_at = [None; 2];
-    let (mut publish_at, mut last) = (0, 0);
+    let mut publish_at = 0;
     while !generator.is_done() && !seat.aborted() {
         let now = now_ns();
-        stall.look(last, now);
-        last = now;
+        lookout.look(now, || generator.next_due());
         if generator.turn(now, &mut tx, &mut rx, &seat.shared.signals) {
             idle.since = 0;
         } else {

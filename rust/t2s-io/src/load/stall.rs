@@ -2,9 +2,11 @@
 //!
 //! Generator and workers poll without rest, so a thread that has nothing to do and yet does not look at the clock for
 //! [`STALL`] was off its CPU, or its CPU was the hypervisor's. The core cannot cause that: the generator never runs its
-//! code, and a worker's gap counts only between its turns. (A stall within a turn cannot be told from slow code, and is
-//! the core's.) A packet is *disturbed* when it was due in such a gap or waited behind the backlog that the gap left.
+//! code, and a worker's gap counts only between its turns. Within a turn a stall cannot be told from slow code and is the
+//! core's, but where the kernel says that the thread was put off its CPU without having slept. A packet is *disturbed*
+//! when it was due in such a gap, was in hand, or waited behind the backlog that the gap left.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Time between two looks at the clock that a polling thread never takes by itself, nanoseconds.
@@ -13,22 +15,52 @@ pub const STALL: u64 = 5_000;
 /// A backlog is worked off within this many times the stall's length, or it is the core that is too slow.
 const BACKLOG: u64 = 10;
 
-/// The last stall of a generator, told to its worker.
+/// The last stall of a generator, told to its worker. It lasts until what was due meanwhile has left.
 #[derive(Debug, Default)]
 pub struct LastStall {
     began: AtomicU64,
     ended: AtomicU64,
 }
 
-impl LastStall {
-    /// The generator looks at the clock, `last` being when it did before. To be called before packets are sent: whoever
-    /// receives them knows of the stall.
+/// A generator's side of it.
+#[derive(Debug)]
+pub struct Lookout {
+    told: Arc<LastStall>,
+    /// When the generator looked at the clock last.
+    last: u64,
+    /// Until when the last stall explains that packets leave late.
+    excused: u64,
+}
+
+impl Lookout {
+    /// One that tells `told`.
+    pub fn new(told: Arc<LastStall>) -> Self {
+        Self { told, last: 0, excused: 0 }
+    }
+
+    /// The generator looks at the clock; `next_due` is when its next packet is, or was, due. To be called before packets
+    /// are sent: whoever receives them knows of the stall.
     #[inline]
-    pub fn look(&self, last: u64, now: u64) {
+    pub fn look(&mut self, now: u64, next_due: impl FnOnce() -> Option<u64>) {
+        let last = std::mem::replace(&mut self.last, now);
         if last > 0 && now.saturating_sub(last) > STALL {
-            self.began.store(last, Ordering::Relaxed);
-            self.ended.store(now, Ordering::Relaxed);
+            self.stalled(last, now);
+        } else if now < self.excused {
+            if next_due().is_some_and(|due| due + STALL < now) {
+                self.told.ended.store(now, Ordering::Relaxed);
+            } else {
+                self.excused = 0;
+            }
         }
+    }
+
+    #[cold]
+    fn stalled(&mut self, last: u64, now: u64) {
+        if self.excused <= last {
+            self.told.began.store(last, Ordering::Relaxed);
+        }
+        self.excused = self.excused.max(now + BACKLOG * (now - last));
+        self.told.ended.store(now, Ordering::Relaxed);
     }
 }
 
@@ -52,6 +84,14 @@ impl Witness {
         }
     }
 
+    /// The worker was put off its CPU for so long in a turn that has ended.
+    #[inline]
+    pub fn put_off(&mut self, duration: u64, turn_ended: u64) {
+        if duration > STALL {
+            self.disturb(turn_ended - duration, turn_ended);
+        }
+    }
+
     /// A turn has ended; with `drained` it found no packet waiting.
     #[inline]
     pub fn end(&mut self, now: u64, drained: bool) {
@@ -61,15 +101,16 @@ impl Witness {
         }
     }
 
-    /// Whether the packets of the turn begun at `begin`, which are in hand, are disturbed.
+    /// Until when a packet must have been due to be disturbed, of those that are in hand in the turn begun at `begin`: all of
+    /// them behind a backlog, else those for which the generator was away.
     #[inline]
-    pub fn is_disturbed(&mut self, begin: u64, generator: &LastStall) -> bool {
+    pub fn disturbed_until(&mut self, begin: u64, generator: &LastStall) -> u64 {
         let ended = generator.ended.load(Ordering::Relaxed);
         if ended != self.known {
             self.known = ended;
             self.disturb(generator.began.load(Ordering::Relaxed), ended);
         }
-        begin < self.until
+        if begin < self.until { u64::MAX } else { ended }
     }
 
     #[cold]
@@ -82,22 +123,45 @@ impl Witness {
 mod tests {
     use super::*;
 
+    impl Witness {
+        /// Whether a packet due at `due` is disturbed that is in hand in the turn begun at `begin`.
+        fn is_disturbed(&mut self, begin: u64, due: u64, generator: &LastStall) -> bool {
+            due < self.disturbed_until(begin, generator)
+        }
+    }
+
     #[test]
     fn a_gap_between_turns_disturbs_until_the_backlog_is_gone() {
         let (mut witness, generator) = (Witness::default(), LastStall::default());
+        let is_disturbed = |witness: &mut Witness, at: u64| witness.is_disturbed(at, at, &generator);
         witness.begin(1_000_000);
-        assert!(!witness.is_disturbed(1_000_000, &generator));
+        assert!(!is_disturbed(&mut witness, 1_000_000));
         // A long turn is the worker's own.
         witness.end(1_900_000, false);
         witness.begin(1_900_000 + STALL);
-        assert!(!witness.is_disturbed(1_900_000 + STALL, &generator));
+        assert!(!is_disturbed(&mut witness, 1_900_000 + STALL));
         witness.end(2_000_000, false);
         witness.begin(2_100_000);
-        assert!(witness.is_disturbed(2_100_000, &generator));
+        assert!(is_disturbed(&mut witness, 2_100_000));
         witness.end(2_110_000, false);
-        assert!(witness.is_disturbed(2_110_000, &generator), "the backlog");
+        assert!(is_disturbed(&mut witness, 2_110_000), "the backlog");
         witness.end(2_120_000, true);
-        assert!(!witness.is_disturbed(2_120_000, &generator));
+        assert!(!is_disturbed(&mut witness, 2_120_000));
+    }
+
+    #[test]
+    fn a_turn_in_which_the_worker_was_put_off_is_disturbed() {
+        let (mut witness, generator) = (Witness::default(), LastStall::default());
+        let is_disturbed = |witness: &mut Witness, at: u64| witness.is_disturbed(at, at, &generator);
+        witness.begin(1_000_000);
+        witness.put_off(STALL, 1_900_000);
+        assert!(!is_disturbed(&mut witness, 1_000_000));
+        witness.put_off(800_000, 1_900_000);
+        assert!(is_disturbed(&mut witness, 1_000_000), "what was in hand");
+        witness.end(1_900_000, false);
+        assert!(is_disturbed(&mut witness, 1_901_000), "the backlog");
+        witness.end(1_910_000, true);
+        assert!(!is_disturbed(&mut witness, 1_911_000));
     }
 
     #[test]
@@ -105,19 +169,46 @@ mod tests {
         let (mut witness, generator) = (Witness::default(), LastStall::default());
         witness.end(1_000_000, true);
         witness.begin(1_010_000);
-        witness.end(1_010_000 + BACKLOG * 10_000, false);
-        assert!(!witness.is_disturbed(1_010_000 + BACKLOG * 10_000, &generator));
+        let late = 1_010_000 + BACKLOG * 10_000;
+        witness.end(late, false);
+        assert!(!witness.is_disturbed(late, late, &generator));
     }
 
     #[test]
-    fn a_stall_of_the_generator_disturbs_what_it_sends_after_it() {
-        let (mut witness, generator) = (Witness::default(), LastStall::default());
-        generator.look(0, 1_000_000);
-        generator.look(1_000_000, 1_000_000 + STALL);
-        assert!(!witness.is_disturbed(1_000_000 + STALL, &generator));
-        generator.look(2_000_000, 2_006_000);
-        assert!(witness.is_disturbed(2_006_100, &generator));
-        witness.end(2_006_500, true);
-        assert!(!witness.is_disturbed(2_007_000, &generator));
+    fn a_stall_of_the_generator_lasts_until_it_has_caught_up() {
+        let generator = Arc::new(LastStall::default());
+        let (mut witness, mut lookout) = (Witness::default(), Lookout::new(Arc::clone(&generator)));
+        lookout.look(1_000_000, || None);
+        lookout.look(1_000_000 + STALL, || None);
+        assert!(!witness.is_disturbed(1_000_000 + STALL, 1_000_000, &generator));
+        lookout.look(2_000_000, || Some(1_100_000));
+        assert!(witness.is_disturbed(2_000_500, 1_100_000, &generator), "due while it was away");
+        // The worker is done with what has come so far, the generator is not.
+        witness.end(2_001_000, true);
+        lookout.look(2_002_000, || Some(1_500_000));
+        lookout.look(2_004_000, || Some(1_990_000));
+        witness.end(2_005_000, true);
+        assert!(witness.is_disturbed(2_005_100, 1_990_000, &generator));
+        lookout.look(2_006_000, || Some(2_003_000));
+        witness.end(2_007_000, true);
+        assert!(!witness.is_disturbed(2_007_100, 2_006_500, &generator), "it has caught up");
+        lookout.look(2_009_000, || Some(2_000_000));
+        assert!(!witness.is_disturbed(2_009_100, 2_006_500, &generator), "and is late by itself now");
+    }
+
+    #[test]
+    fn a_generator_that_does_not_catch_up_is_not_excused() {
+        let generator = Arc::new(LastStall::default());
+        let (mut witness, mut lookout) = (Witness::default(), Lookout::new(Arc::clone(&generator)));
+        lookout.look(1_000_000, || None);
+        lookout.look(1_010_000, || Some(1_000_000));
+        for at in (1_012_000..1_200_000).step_by(2_000) {
+            lookout.look(at, || Some(1_000_500));
+        }
+        let last = 1_010_000 + BACKLOG * 10_000;
+        witness.disturbed_until(1_200_000, &generator);
+        witness.end(1_200_000, true);
+        assert!(witness.is_disturbed(1_200_100, last - 3_000, &generator));
+        assert!(!witness.is_disturbed(1_200_100, last, &generator));
     }
 }

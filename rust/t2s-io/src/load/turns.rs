@@ -2,11 +2,12 @@
 //!
 //! A reading of the thread's CPU clock costs half a microsecond, too much for each turn. It is read every
 //! [`REFRESH`] and at the end of a turn that was long; what is missing between wall and CPU time since the last reading
-//! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short).
+//! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short). Whose
+//! time that was the kernel says: a thread that has not given up its CPU by itself since then was put off it.
 
 use super::recorder::Recorder;
 use super::result::Alarm;
-use crate::sys::clock::thread_cpu_nanos;
+use crate::sys::clock::{thread_cpu_nanos, thread_sleeps};
 
 /// Time between two readings of the CPU clock, nanoseconds: 0.2 % of the thread.
 const REFRESH: u64 = 250_000;
@@ -40,9 +41,10 @@ impl Part {
 pub struct Turns {
     watchdog: bool,
     limit: u64,
-    /// When the CPU clock was read last, and what it said.
+    /// When the CPU clock was read last, what it said, and how often the thread had slept.
     read_at: u64,
     cpu: u64,
+    sleeps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
     pub origin: u64,
     /// All turns of the window.
@@ -65,6 +67,7 @@ impl Turns {
             limit,
             read_at: 0,
             cpu: 0,
+            sleeps: 0,
             origin: 0,
             recorder: Recorder::new(),
             max_on_cpu: 0,
@@ -98,31 +101,33 @@ impl Turns {
     #[cold]
     fn refresh(&mut self, now: u64) {
         self.cpu = thread_cpu_nanos();
+        self.sleeps = thread_sleeps();
         self.read_at = now;
     }
 
     /// A turn has ended; `stamps` are its begin and the ends of its parts (all but the first and last may be equal).
+    /// Returns for how long of it the thread had been put off its CPU, as far as that is known.
     #[inline]
-    pub fn record(&mut self, stamps: &[u64; 5]) {
+    pub fn record(&mut self, stamps: &[u64; 5]) -> u64 {
         let wall = stamps[4].saturating_sub(stamps[0]);
         self.recorder.record(wall);
         if !self.watchdog {
             self.max_on_cpu = self.max_on_cpu.max(wall);
-            return;
+            return 0;
         }
         for (part, pair) in self.parts.iter_mut().zip(stamps.windows(2)) {
             *part += pair[1].saturating_sub(pair[0]);
         }
         if wall < LONG {
             self.max_on_cpu = self.max_on_cpu.max(wall);
-        } else {
-            self.examine(stamps, wall);
+            return 0;
         }
+        self.examine(stamps, wall)
     }
 
     #[cold]
-    fn examine(&mut self, stamps: &[u64; 5], wall: u64) {
-        let (cpu_before, read_before) = (self.cpu, self.read_at);
+    fn examine(&mut self, stamps: &[u64; 5], wall: u64) -> u64 {
+        let (cpu_before, read_before, sleeps_before) = (self.cpu, self.read_at, self.sleeps);
         self.refresh(stamps[4]);
         let on_cpu = self.cpu.saturating_sub(cpu_before);
         let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).min(wall);
@@ -134,6 +139,7 @@ impl Turns {
             let at_ms = (stamps[0] as i64 - self.origin as i64) / 1_000_000;
             self.alarms.push(Alarm { at_ms, stage: Part::NAMES[longest], wall_ns: wall, off_cpu_ns: off_cpu });
         }
+        if self.sleeps == sleeps_before { off_cpu } else { 0 }
     }
 }
 
@@ -156,6 +162,20 @@ mod tests {
             turns.record(&[at, at, at, at, at + 20_000_000]);
         }
         assert_eq!(turns.alarms.len(), ALARMS);
+    }
+
+    #[test]
+    fn a_sleep_is_the_threads_own() {
+        let clock = crate::load::clock::now_ns;
+        let mut turns = Turns::new(true, 10_000_000);
+        turns.begin(clock());
+        let start = clock();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let end = clock();
+        assert_eq!(turns.record(&[start, start, end, end, end]), 0);
+        assert!(turns.max_off_cpu > 1_000_000, "{}", turns.max_off_cpu);
+        // A time in which it neither ran nor slept.
+        assert!(turns.record(&[end, end, end + 20_000_000, end + 20_000_000, end + 20_000_000]) > 19_000_000);
     }
 
     #[test]

@@ -333,7 +333,8 @@ impl Worker {
             self.service.cut();
             self.slice_ends += self.slice_ns;
         }
-        self.turns.record(stamps);
+        let put_off = self.turns.record(stamps);
+        self.witness.put_off(put_off, end);
         self.measured += self.dues.len() as u64;
         if !self.dues.is_empty() {
             self.service.current.record_n(end.saturating_sub(begin), self.dues.len() as u64);
@@ -341,10 +342,9 @@ impl Worker {
         for &due in &self.dues {
             self.latency.current.record(end.saturating_sub(due));
         }
-        if !self.witness.is_disturbed(begin, &self.generator) {
-            for &due in &self.dues {
-                self.quiet.current.record(end.saturating_sub(due));
-            }
+        let disturbed = self.witness.disturbed_until(begin, &self.generator);
+        for &due in self.dues.iter().filter(|&&due| due >= disturbed) {
+            self.quiet.current.record(end.saturating_sub(due));
         }
     }
 

@@ -1,4 +1,6 @@
-//! The clocks of the kernel, in nanoseconds.
+//! The clocks of the kernel, in nanoseconds, and what it knows of a thread's time.
+
+use std::mem::MaybeUninit;
 
 /// `CLOCK_MONOTONIC`: the clock of all workers of a tunnel. Read through the vDSO, some 20 ns.
 #[inline]
@@ -9,6 +11,18 @@ pub fn monotonic_nanos() -> u64 {
 /// `CLOCK_THREAD_CPUTIME_ID`: time that the calling thread has spent on a CPU. A real system call.
 pub fn thread_cpu_nanos() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// How often the calling thread has given up its CPU by itself: it slept, or waited for a lock or a page. A system call.
+pub fn thread_sleeps() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a writable rusage, and zeroed it is a valid one should the call fail, which it cannot with this
+    // `who` on Linux.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    usage.ru_nvcsw as u64
 }
 
 fn read(clock: libc::clockid_t) -> u64 {
@@ -28,5 +42,12 @@ mod tests {
             sum = sum.wrapping_add(1);
         }
         assert!(super::thread_cpu_nanos() > cpu, "{sum}");
+    }
+
+    #[test]
+    fn a_sleep_is_counted() {
+        let before = super::thread_sleeps();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        assert!(super::thread_sleeps() > before);
     }
 }
