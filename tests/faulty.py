@@ -8,6 +8,7 @@ PORT + 4    wants a password that nobody has
 PORT + 5    like PORT, but carries no UDP
 PORT + 6    answers ASSOCIATE with a relay where nobody is
 PORT + 7    like PORT, but wants no password
+PORT + 8    like that, but hangs up on whoever says nothing for a moment
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 
-KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay", "open_to_all")
+KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay", "open_to_all", "hasty")
 REPLIES = {9_000 + code: code for code in (1, 2, 3, 4, 5, 6, 7, 8, 99)}
 HANGS, CLOSES, HALF, GARBAGE, DRIBBLES, CUT, RESETS, STALLS = range(9_200, 9_208)
 CUT_AFTER = 300_000
@@ -79,7 +80,11 @@ class Client(socketserver.BaseRequestHandler):
     def open_to_all(self):
         self.by_target(password=False)
 
-    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6), *, password=True):
+    def hasty(self):
+        self.by_target(password=False, patience=0.05)
+
+    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6), *, password=True, patience=60):
+        self.request.settimeout(patience)
         methods = exactly(self.request, exactly(self.request, 2)[1])
         password = password and 2 in methods
         if not password and 0 not in methods:
@@ -94,6 +99,7 @@ class Client(socketserver.BaseRequestHandler):
         family = socket.AF_INET6 if kind == 4 else socket.AF_INET
         host = socket.inet_ntop(family, exactly(self.request, 16 if kind == 4 else 4))
         port = int.from_bytes(exactly(self.request, 2), "big")
+        self.request.settimeout(60)
         if command == 3:
             self.request.sendall(associate)
             if associate[1] == 0:

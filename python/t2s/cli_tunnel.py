@@ -76,6 +76,7 @@ def run(
     max_pending_connects: Annotated[int | None, typer.Option(help="Flows that wait for the proxy at once.")] = None,
     max_udp_sessions: Annotated[int | None, typer.Option(help="UDP sessions at once.")] = None,
     connect_timeout: Annotated[int | None, typer.Option(help="For the proxy to answer a connect, seconds.")] = None,
+    connect_ahead: Annotated[int | None, typer.Option(help="Proxy connections kept ready in a rush; 0 none.")] = None,
     tcp_idle_timeout: Annotated[int | None, typer.Option(help="TCP without traffic, seconds; 0 never.")] = None,
     udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
     memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,

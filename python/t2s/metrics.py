@@ -69,6 +69,8 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     "icmp_echoes": ("icmp_echoes", "Echo requests answered.", {}, 1),
     "icmp_errors": ("icmp_errors", "ICMP errors sent.", {}, 1),
     "dials": ("dials", "Connections dialled for TCP flows.", {}, 1),
+    "dials_ahead": ("dials_ahead", "Connections to the proxy made ahead of flows.", {}, 1),
+    "taken_ahead": ("taken_ahead", "Connections made ahead that a flow has taken.", {}, 1),
     "dials_done": ("dials_done", "Connections made for TCP flows.", {}, 1),
     "upstream_resets": ("upstream_resets", "Upstreams that broke while bytes flowed.", {}, 1),
     "device_reads": ("device_calls", "Reads from and writes to the device.", {"call": "read"}, 1),

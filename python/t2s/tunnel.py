@@ -89,6 +89,10 @@ class TunnelConfig:
     """UDP sessions at once."""
     connect_timeout: int | None = None
     """Time for the proxy to answer a connect."""
+    connect_ahead: int | None = None
+    """Connections to the proxy that each worker makes ahead at most, while flows open in quick succession; 0 none.
+
+    A flow that finds one saves the round trip of dialling; where the proxy is greeted apart, also those."""
     tcp_idle_timeout: int | None = None
     """A TCP flow without traffic for this long is reset; 0 never."""
     udp_idle_timeout: int | None = None

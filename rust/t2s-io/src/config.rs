@@ -127,6 +127,8 @@ pub struct TunnelConfig {
     pub max_udp_sessions: u32,
     /// Time for the proxy to answer a connect, seconds.
     pub connect_timeout: u32,
+    /// Connections to the proxy that each worker makes ahead at most, while flows open in quick succession; 0: none.
+    pub connect_ahead: u16,
     /// A TCP flow without traffic for this long is reset; 0: never. Seconds.
     pub tcp_idle_timeout: u32,
     /// A UDP session without traffic for this long ends, seconds.
@@ -174,6 +176,7 @@ impl Default for TunnelConfig {
             max_pending_connects: 4_096,
             max_udp_sessions: 16_384,
             connect_timeout: 30,
+            connect_ahead: 8,
             tcp_idle_timeout: 7_200,
             udp_idle_timeout: 120,
             memory_budget_mib: 256,
@@ -268,6 +271,7 @@ impl TunnelConfig {
         range("max_pending_connects", self.max_pending_connects, 1, 1_000_000)?;
         range("max_udp_sessions", self.max_udp_sessions, 1, 1_000_000)?;
         range("connect_timeout", self.connect_timeout, 1, 3_600)?;
+        range("connect_ahead", self.connect_ahead.into(), 0, 64)?;
         range("busy_poll_us", self.busy_poll_us, 0, 1_000)?;
         range("udp_idle_timeout", self.udp_idle_timeout, 1, 86_400)?;
         range("memory_budget_mib", self.memory_budget_mib, 8, 65_536)

@@ -87,24 +87,39 @@ impl Handshake {
         credentials: Option<Credentials>,
         pipelined: bool,
     ) -> Result<Self, Error> {
-        target.check()?;
-        let mut request = Vec::with_capacity(3 + super::address::ADDRESS_MAX);
-        request.extend_from_slice(&[VERSION, command.code(), 0]);
-        target.emit(&mut request);
+        let mut handshake = Self::greeting(credentials, pipelined);
+        handshake.ask(target, command)?;
+        Ok(handshake)
+    }
+
+    /// A handshake whose request is not known yet: it greets, says who we are, and then waits for [`Handshake::ask`].
+    pub fn greeting(credentials: Option<Credentials>, pipelined: bool) -> Self {
         let offered: &[u8] = match (&credentials, pipelined) {
             (None, _) => &[METHOD_NONE],
             (Some(_), true) => &[METHOD_PASSWORD],
             (Some(_), false) => &[METHOD_NONE, METHOD_PASSWORD],
         };
-        let mut handshake = Self { dialogue: Dialogue::new(), credentials, offered, request, pipelined };
+        let mut handshake = Self { dialogue: Dialogue::new(), credentials, offered, request: Vec::new(), pipelined };
         let out = handshake.dialogue.out.tail();
         out.extend_from_slice(&[VERSION, offered.len() as u8]);
         out.extend_from_slice(offered);
         if pipelined {
             handshake.send_password();
-            handshake.send_request();
         }
-        Ok(handshake)
+        handshake
+    }
+
+    /// Asks for `command` on `target`: now if the proxy is ready for it or the handshake is pipelined, else as soon as it
+    /// is. To be called once.
+    pub fn ask(&mut self, target: &Address, command: Command) -> Result<(), Error> {
+        target.check()?;
+        self.request.reserve(3 + super::address::ADDRESS_MAX);
+        self.request.extend_from_slice(&[VERSION, command.code(), 0]);
+        target.emit(&mut self.request);
+        if self.pipelined || self.stage() == Stage::Request {
+            self.send_request();
+        }
+        Ok(())
     }
 
     /// Bytes to be sent to the proxy now; report what was taken with [`Handshake::handle_sent`].

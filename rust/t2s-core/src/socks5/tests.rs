@@ -57,6 +57,39 @@ fn a_proxy_that_wants_no_password_is_fine_with_that() {
 }
 
 #[test]
+fn a_greeting_waits_for_its_request() {
+    for with in [false, true] {
+        let mut client = Handshake::greeting(with.then(credentials), false);
+        let said = client.poll_transmit().expect("a greeting").len();
+        client.handle_sent(said);
+        client.handle(&[5, if with { 2 } else { 0 }]).unwrap();
+        if with {
+            let said = client.poll_transmit().expect("a password").len();
+            client.handle_sent(said);
+            client.handle(&[1, 0]).unwrap();
+        }
+        assert_eq!((client.stage(), client.poll_transmit()), (Stage::Request, None));
+        client.ask(&target(), Command::Connect).unwrap();
+        let whole = {
+            let mut whole = self::client(false, true);
+            whole.handle_sent(3);
+            whole.poll_transmit().expect("a request").to_vec()
+        };
+        assert_eq!(client.poll_transmit(), Some(whole.as_slice()));
+        client.handle_sent(whole.len());
+        client.handle(&[5, 0, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+        assert!(matches!(client.outcome(), Some(Outcome::Done { .. })));
+    }
+    // Named before the proxy has chosen a method, the request follows its choice.
+    let mut client = Handshake::greeting(None, false);
+    client.ask(&target(), Command::Connect).unwrap();
+    client.handle_sent(3);
+    assert_eq!(client.poll_transmit(), None);
+    client.handle(&[5, 0]).unwrap();
+    assert!(client.poll_transmit().is_some());
+}
+
+#[test]
 fn pipelined_says_all_at_once() {
     let mut with = client(true, true);
     assert!(with.is_pipelined());

@@ -70,17 +70,82 @@ impl Attempt {
             (Scheme::Direct, _) => return Err(Failure::Protocol("a name without a proxy that resolves it".into())),
             _ => *route.addresses.first().ok_or_else(|| Failure::Protocol("no address".into()))?,
         };
+        Self::dial(route, mark, address, Speech::new(route, target)?)
+    }
+
+    /// Opens a socket and starts to connect to the proxy, for a target that is not known yet: [`Attempt::prepare`] until
+    /// that is there, then [`Attempt::aim`].
+    ///
+    /// # Errors
+    /// What can be told at once.
+    pub fn ahead(route: &Route, mark: Option<u32>) -> Result<(OwnedFd, Self), Failure> {
+        let address = *route.addresses.first().ok_or_else(|| Failure::Protocol("no address".into()))?;
+        Self::dial(route, mark, address, Speech::ahead(route)?)
+    }
+
+    fn dial(
+        route: &Route,
+        mark: Option<u32>,
+        address: SocketAddr,
+        speech: Option<Speech>,
+    ) -> Result<(OwnedFd, Self), Failure> {
         let fd = socket::tcp(address).map_err(|error| Failure::system(&error))?;
         socket::set(&fd, SocketOption::NoDelay, 1).map_err(|error| Failure::system(&error))?;
         if let Some(mark) = mark {
             socket::set(&fd, SocketOption::Mark, mark as i32).map_err(|error| Failure::system(&error))?;
         }
-        let speech = Speech::new(route, target)?;
         let this = Self { speech, scheme: route.scheme, connected: false, dialled: address };
         match socket::connect(&fd, address) {
             Ok(_) => Ok((fd, this)),
             Err(error) => Err(this.unreachable(&error)),
         }
+    }
+
+    /// Whether there is talk with the proxy before the target is known: then [`Attempt::prepare`] wants to be called
+    /// whenever the socket becomes ready, else once when the target is there.
+    pub fn greets_ahead(&self) -> bool {
+        self.speech.is_some()
+    }
+
+    /// Takes a connection ahead of its target as far as it goes without waiting; true once it only wants that target.
+    ///
+    /// # Errors
+    /// What made it useless, the proxy's end of the connection among that.
+    pub fn prepare(&mut self, fd: impl AsFd) -> Result<bool, Failure> {
+        let fd = fd.as_fd();
+        if self.speech.is_none() {
+            self.connected = self.step_direct(fd)?.is_some();
+            return Ok(self.connected);
+        }
+        loop {
+            self.send(fd)?;
+            let Some(speech) = &mut self.speech else { return Ok(false) };
+            if speech.wants_target() {
+                return Ok(true);
+            }
+            if !self.connected {
+                return Ok(false);
+            }
+            let mut room = [0; ANSWER];
+            let Some(len) = self.receive(fd, &mut room)? else { return Ok(false) };
+            let Some(speech) = &mut self.speech else { return Ok(false) };
+            // Until it is asked for something a proxy has no more to say than what the greeting is answered with.
+            if speech.handle(&room[..len])? < len || speech.outcome().is_some() {
+                return Err(Failure::Protocol("an answer before the request".into()));
+            }
+        }
+    }
+
+    /// Names the target of a connection that was made ahead of it; it goes on with [`Attempt::advance`].
+    ///
+    /// # Errors
+    /// A target that the proxy cannot be asked for.
+    pub fn aim(&mut self, route: &Route, target: &Target) -> Result<(), Failure> {
+        if let Some(speech) = &mut self.speech {
+            return speech.ask(target);
+        }
+        self.speech = Speech::new(route, target)?;
+        Ok(())
     }
 
     /// Whether the socket is connected, to the proxy or (without one) to the target.
@@ -105,7 +170,7 @@ impl Attempt {
         let mut early = None;
         loop {
             self.send(fd)?;
-            let Some(speech) = &mut self.speech else { return Ok(None) };
+            let Some(speech) = &self.speech else { return Ok(None) };
             if let Some(outcome) = speech.outcome() {
                 let (early, drained) = early.unwrap_or_default();
                 let bound = outcome?.bound.and_then(|bound| bound.relay(self.dialled.ip()));
@@ -115,15 +180,23 @@ impl Attempt {
                 return Ok(None);
             }
             let mut room = [0; ANSWER];
-            let len = match socket::recv(fd, &mut room) {
-                Ok(0) => return Err(Failure::Closed),
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(self.unreachable(&error)),
-            };
+            let Some(len) = self.receive(fd, &mut room)? else { return Ok(None) };
+            let Some(speech) = &mut self.speech else { return Ok(None) };
             let taken = speech.handle(&room[..len])?;
             early = Some((room[taken..len].to_vec(), len < ANSWER));
+        }
+    }
+
+    /// Reads what the proxy says; `None` while that is nothing.
+    fn receive(&self, fd: BorrowedFd<'_>, room: &mut [u8]) -> Result<Option<usize>, Failure> {
+        loop {
+            match socket::recv(fd, room) {
+                Ok(0) => return Err(Failure::Closed),
+                Ok(len) => return Ok(Some(len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unreachable(&error)),
+            }
         }
     }
 
@@ -224,6 +297,57 @@ mod tests {
         let (_fd, done) = run(&route, &target()).unwrap();
         proxy.join().unwrap();
         assert_eq!((done.early.as_slice(), done.drained), (&b"220 hello"[..], true));
+    }
+
+    /// Connects ahead and, once that is done, to the target.
+    fn run_ahead(route: &Route, target: &Target) -> Result<(OwnedFd, Done), Failure> {
+        let (fd, mut attempt) = Attempt::ahead(route, None)?;
+        let (epoll, mut events) = (Epoll::new().unwrap(), Events::with_capacity(1));
+        epoll.add(&fd, Interest::EDGES, 0).unwrap();
+        while !attempt.prepare(&fd)? {
+            epoll.wait(&mut events, Some(5_000_000_000)).unwrap();
+        }
+        attempt.aim(route, target)?;
+        loop {
+            match attempt.advance(&fd) {
+                Progress::Waiting => epoll.wait(&mut events, Some(5_000_000_000)).unwrap(),
+                Progress::Done(done) => return Ok((fd, done)),
+                Progress::Failed(failure) => return Err(failure),
+            }
+        }
+    }
+
+    #[test]
+    fn connections_ahead_of_their_target() {
+        let granted = [&GRANTED[..], b"220 hello"].concat();
+        let script = vec![(vec![5, 1, 0], vec![5, 0]), (REQUEST.to_vec(), granted.clone())];
+        let (route, proxy) = scripted("socks5://HERE", script);
+        assert_eq!(run_ahead(&route, &target()).unwrap().1.early, b"220 hello");
+        proxy.join().unwrap();
+        let login = vec![1, 1, b'u', 2, b'p', b'w'];
+        let script = vec![(vec![5, 2, 0, 2], vec![5, 2]), (login, vec![1, 0]), (REQUEST.to_vec(), granted.clone())];
+        let (route, proxy) = scripted("socks5://u:pw@HERE", script);
+        assert_eq!(run_ahead(&route, &target()).unwrap().1.early, b"220 hello");
+        proxy.join().unwrap();
+        // A proxy that reads all at once is told nothing before the target is known.
+        let script = vec![([&[5, 1, 0][..], &REQUEST].concat(), [&[5, 0][..], &granted].concat())];
+        let (mut route, proxy) = scripted("socks5://HERE", script);
+        route.pipelined = true;
+        assert_eq!(run_ahead(&route, &target()).unwrap().1.early, b"220 hello");
+        proxy.join().unwrap();
+    }
+
+    #[test]
+    fn a_connection_ahead_fails_where_its_proxy_does() {
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], vec![5, 0xff])]);
+        assert_eq!(run_ahead(&route, &target()).unwrap_err(), Failure::Credentials);
+        let (route, _proxy) = scripted("socks5://HERE", vec![(vec![5, 1, 0], [&[5, 0][..], &GRANTED].concat())]);
+        assert!(matches!(run_ahead(&route, &target()).unwrap_err(), Failure::Protocol(_)));
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for url in [format!("socks5://{address}"), format!("http://{address}")] {
+            let route = Route::resolve(&url.parse().unwrap()).unwrap();
+            assert!(run_ahead(&route, &target()).unwrap_err().is_proxy());
+        }
     }
 
     #[test]

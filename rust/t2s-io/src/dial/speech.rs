@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use t2s_core::http_connect::{HttpConnect, HttpOutcome};
-use t2s_core::socks5::{Address, Command, Credentials, Error, Handshake, Outcome};
+use t2s_core::socks5::{Address, Command, Credentials, Error, Handshake, Outcome, Stage};
 
 use super::connect::Target;
 use super::failure::Failure;
@@ -26,31 +26,45 @@ pub(super) struct Agreed {
 impl Speech {
     /// The conversation that a route and a target call for; `None` without a proxy.
     pub(super) fn new(route: &Route, target: &Target) -> Result<Option<Self>, Failure> {
-        let (address, command) = match target {
-            Target::Ip(address) => (Address::Ip(*address), Command::Connect),
-            Target::Domain(name, port) => (Address::Domain(name.as_str().into(), *port), Command::Connect),
-            // Where datagrams will come from is not known yet (RFC 1928, section 4: all zeros).
-            Target::Associate => {
-                let any = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
-                (Address::Ip(any), Command::UdpAssociate)
-            }
-        };
-        let credentials = match &route.credentials {
-            Some(known) => Some(Credentials::new(known.user.as_bytes(), known.password.as_bytes()).map_err(socks)?),
-            None => None,
-        };
+        let (address, command) = request(target);
         match (route.scheme, command) {
             (Scheme::Direct, _) => Ok(None),
             (Scheme::Socks5, command) => {
-                let handshake = Handshake::new(&address, command, credentials, route.pipelined).map_err(socks)?;
+                let handshake =
+                    Handshake::new(&address, command, credentials(route)?, route.pipelined).map_err(socks)?;
                 Ok(Some(Self::Socks(Box::new(handshake))))
             }
             (Scheme::Http, Command::Connect) => {
-                let handshake = HttpConnect::new(&address, credentials.as_ref())
+                let handshake = HttpConnect::new(&address, credentials(route)?.as_ref())
                     .map_err(|error| Failure::Protocol(error.to_string()))?;
                 Ok(Some(Self::Http(Box::new(handshake))))
             }
             (Scheme::Http, Command::UdpAssociate) => Err(Failure::Reply(7)),
+        }
+    }
+
+    /// What can be said before the target is known: the greeting of a SOCKS5 proxy that wants to hear it apart.
+    pub(super) fn ahead(route: &Route) -> Result<Option<Self>, Failure> {
+        if route.scheme != Scheme::Socks5 || route.pipelined {
+            return Ok(None);
+        }
+        Ok(Some(Self::Socks(Box::new(Handshake::greeting(credentials(route)?, false)))))
+    }
+
+    /// Whether all that can be said without a target is said and answered.
+    pub(super) fn wants_target(&self) -> bool {
+        match self {
+            Self::Socks(handshake) => handshake.stage() == Stage::Request && handshake.poll_transmit().is_none(),
+            Self::Http(_) => false,
+        }
+    }
+
+    /// Names the target that [`Speech::ahead`] did not know.
+    pub(super) fn ask(&mut self, target: &Target) -> Result<(), Failure> {
+        let (address, command) = request(target);
+        match self {
+            Self::Socks(handshake) => handshake.ask(&address, command).map_err(socks),
+            Self::Http(_) => Err(Failure::Protocol("an HTTP request names its target".into())),
         }
     }
 
@@ -92,6 +106,23 @@ impl Speech {
             }),
         }
     }
+}
+
+fn request(target: &Target) -> (Address, Command) {
+    match target {
+        Target::Ip(address) => (Address::Ip(*address), Command::Connect),
+        Target::Domain(name, port) => (Address::Domain(name.as_str().into(), *port), Command::Connect),
+        // Where datagrams will come from is not known yet (RFC 1928, section 4: all zeros).
+        Target::Associate => {
+            let any = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+            (Address::Ip(any), Command::UdpAssociate)
+        }
+    }
+}
+
+fn credentials(route: &Route) -> Result<Option<Credentials>, Failure> {
+    let known = route.credentials.as_ref();
+    known.map(|known| Credentials::new(known.user.as_bytes(), known.password.as_bytes()).map_err(socks)).transpose()
 }
 
 fn socks(error: Error) -> Failure {

@@ -44,8 +44,8 @@ const SOCKET_BUFFER: i32 = 1 << 20;
 /// Where the upstream of a session stands.
 #[derive(Debug)]
 enum Via {
-    /// The association is on its way.
-    Dialing(Box<Attempt>),
+    /// The association is on its way, perhaps over a connection that was made ahead.
+    Dialing { attempt: Box<Attempt>, ahead: bool },
     /// Datagrams go to the proxy's relay, behind a header each.
     Relay,
     /// Datagrams go to their targets.
@@ -208,26 +208,37 @@ impl Worker {
 
     /// Starts an association for a session that has none.
     fn associate(&mut self, id: SessionId) {
-        let (fd, attempt) = match Attempt::connect(&self.route, self.shared.config.mark, &Target::Associate) {
-            Ok(started) => started,
-            Err(failure) => return self.refuse_session(id, &failure),
-        };
         let token = Token::new(Kind::Control, index(id) as u32, generation(id));
-        if let Err(error) = self.epoll.add(&fd, Interest::EDGES, token.bits()) {
-            return self.refuse_session(id, &Failure::system(&error));
+        match self.take_ahead(&Target::Associate, token) {
+            Some((fd, attempt)) => self.associate_over(id, fd, attempt, true),
+            None => self.associate_anew(id, token),
         }
+    }
+
+    fn associate_anew(&mut self, id: SessionId, token: Token) {
+        match self.dial(&Target::Associate, token) {
+            Ok((fd, attempt)) => self.associate_over(id, fd, attempt, false),
+            Err(failure) => self.refuse_session(id, &failure),
+        }
+    }
+
+    fn associate_over(&mut self, id: SessionId, fd: OwnedFd, attempt: Attempt, ahead: bool) {
         let Some(session) = self.datagrams.get(id) else { return };
         session.control = Some(fd);
-        session.via = Via::Dialing(Box::new(attempt));
+        session.via = Via::Dialing { attempt: Box::new(attempt), ahead };
         self.associate_on(id);
     }
 
     /// Takes the association's handshake as far as it goes now.
     fn associate_on(&mut self, id: SessionId) {
         let Some(session) = self.datagrams.get(id) else { return };
-        let (Via::Dialing(attempt), Some(control)) = (&mut session.via, &session.control) else { return };
+        let (Via::Dialing { attempt, ahead }, Some(control)) = (&mut session.via, &session.control) else { return };
         match attempt.advance(control) {
             Progress::Waiting => {}
+            Progress::Failed(Failure::Closed | Failure::Proxy(..)) if *ahead => {
+                self.ahead.pause(self.now);
+                self.associate_anew(id, Token::new(Kind::Control, index(id) as u32, generation(id)));
+            }
             Progress::Failed(failure) => self.refuse_session(id, &failure),
             Progress::Done(done) => {
                 let Some(relay) = done.bound else {
@@ -275,7 +286,7 @@ impl Worker {
     pub(super) fn control_event(&mut self, token: Token, event: Event) {
         let Some(session) = self.datagrams.by_token(token) else { return };
         let id = session.id;
-        if matches!(session.via, Via::Dialing(_)) {
+        if matches!(session.via, Via::Dialing { .. }) {
             return self.associate_on(id);
         }
         if event.ended() {
@@ -302,7 +313,7 @@ impl Worker {
         loop {
             let Some(session) = self.datagrams.get(id) else { return };
             match session.via {
-                Via::Dialing(_) => return,
+                Via::Dialing { .. } => return,
                 Via::Relay | Via::Direct if !session.writable => return,
                 Via::Relay | Via::Direct | Via::Refused => {}
             }

@@ -8,6 +8,7 @@
 //! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
 //! so that a flow costs one `epoll_ctl` in its life.
 
+mod ahead;
 mod aliases;
 mod clockwork;
 mod datagrams;
@@ -43,6 +44,7 @@ use crate::sys::event::Waker;
 use crate::sys::sched;
 use crate::tun::{Queue, VNET_HEADER};
 
+use ahead::Ahead;
 use clockwork::Clockwork;
 use datagrams::Datagrams;
 pub use histogram::Histogram;
@@ -148,6 +150,7 @@ pub(crate) struct Worker {
     route: Arc<Route>,
     route_seen: u64,
     streams: Streams,
+    ahead: Ahead,
     datagrams: Datagrams,
     lookups: Lookups,
     batch: Vec<Packet>,
@@ -185,6 +188,7 @@ impl Worker {
         // Whoever polls needs a CPU for it that the ends of the flows do not want.
         let spare = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > shared.config.queues.into());
         let busy_poll = if spare { u64::from(shared.config.busy_poll_us) * MICROS } else { 0 };
+        let ahead = Ahead::new(shared.config.connect_ahead);
         Ok(Self {
             index,
             stack,
@@ -198,6 +202,7 @@ impl Worker {
             route,
             route_seen: 0,
             streams: Streams::default(),
+            ahead,
             datagrams: Datagrams::default(),
             lookups: Lookups::default(),
             batch: Vec::with_capacity(PACKETS),
@@ -255,6 +260,7 @@ impl Worker {
                 Some(Kind::Control) => self.control_event(token, event),
                 Some(Kind::Relay) => self.relay_event(token, event),
                 Some(Kind::Lookup) => self.lookup_event(token, event),
+                Some(Kind::Ahead) => self.ahead_event(token, event),
                 None => {}
             }
         }
@@ -277,6 +283,7 @@ impl Worker {
         self.clockwork.phase("transmit");
         self.transmit()?;
         self.serve();
+        self.look_ahead();
         self.stack.prepare();
         if let Some(alarm) = self.clockwork.end(monotonic_nanos()) {
             self.stats.alarms += 1;
@@ -318,6 +325,7 @@ impl Worker {
         let mut next = self.stack.next_timeout();
         let mut sooner = |at: Option<Instant>| next = [next, at].into_iter().flatten().min();
         sooner(self.lookups.next_timeout());
+        sooner(self.ahead.next_timeout());
         sooner(self.stop_at);
         // Something was cached since the last rest: come back, when it is quiet, to give it back.
         let trim = self.clockwork.trim_due(now.nanos(), TRIM_EVERY, TRIM_LATEST);

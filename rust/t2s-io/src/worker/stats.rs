@@ -40,6 +40,10 @@ pub struct WorkerStats {
     pub upstream_resets: u64,
     /// Connections dialled.
     pub dials: u64,
+    /// Connections to the proxy made ahead of the flows that may use them.
+    pub dials_ahead: u64,
+    /// Of these, those that a flow has taken.
+    pub taken_ahead: u64,
     /// Connections made.
     pub dials_done: u64,
     /// From dialling to the connection with the proxy.
@@ -197,6 +201,10 @@ pub struct TunnelStats {
     pub drops: Vec<(&'static str, u64)>,
     /// Connections dialled.
     pub dials: u64,
+    /// Connections to the proxy made ahead of the flows that may use them.
+    pub dials_ahead: u64,
+    /// Of these, those that a flow has taken.
+    pub taken_ahead: u64,
     /// Connections made.
     pub dials_done: u64,
     /// Mean time from dialling to the proxy's answer, nanoseconds.
@@ -303,6 +311,8 @@ impl TunnelStats {
             this.icmp_echoes += stack.icmp_echoes;
             this.icmp_errors += stack.icmp_errors;
             this.dials += worker.dials;
+            this.dials_ahead += worker.dials_ahead;
+            this.taken_ahead += worker.taken_ahead;
             this.dials_done += worker.dials_done;
             this.upstream_resets += worker.upstream_resets;
             this.device_reads += worker.device_reads;

@@ -35,7 +35,11 @@ const SUPER_MAX: usize = 65_535 - 100;
 /// Where the upstream of a flow stands.
 enum Phase {
     /// On the way.
-    Dialing(Box<Attempt>),
+    Dialing {
+        attempt: Box<Attempt>,
+        /// Where to, should the proxy have closed a connection that was made ahead just when it was taken.
+        again: Option<Target>,
+    },
     /// Bytes flow.
     Open,
 }
@@ -173,20 +177,19 @@ impl Worker {
             Ok(target) => target,
             Err(refusal) => return self.stack.refused(self.now, flow, refusal),
         };
-        let started = Attempt::connect(&self.route, self.shared.config.mark, &target);
-        let (fd, attempt) = match started {
-            Ok(started) => started,
-            Err(failure) => return self.refuse_stream(flow, &failure),
-        };
         let token = Token::new(Kind::Stream, flow.index() as u32, generation(flow));
-        if let Err(error) = self.epoll.add(&fd, Interest::EDGES, token.bits()) {
-            return self.refuse_stream(flow, &Failure::system(&error));
-        }
+        let (fd, attempt, again) = match self.take_ahead(&target, token) {
+            Some((fd, attempt)) => (fd, attempt, Some(target.clone())),
+            None => match self.dial(&target, token) {
+                Ok((fd, attempt)) => (fd, attempt, None),
+                Err(failure) => return self.refuse_stream(flow, &failure),
+            },
+        };
         self.stats.dials += 1;
         self.streams.insert(Stream {
             flow,
             fd,
-            phase: Phase::Dialing(Box::new(attempt)),
+            phase: Phase::Dialing { attempt: Box::new(attempt), again },
             readable: false,
             ended: false,
             writable: false,
@@ -205,6 +208,13 @@ impl Worker {
         self.dial_on(flow);
     }
 
+    /// Starts a connection of its own towards `target`.
+    pub(super) fn dial(&mut self, target: &Target, token: Token) -> Result<(OwnedFd, Attempt), Failure> {
+        let (fd, attempt) = Attempt::connect(&self.route, self.shared.config.mark, target)?;
+        self.epoll.add(&fd, Interest::EDGES, token.bits()).map_err(|error| Failure::system(&error))?;
+        Ok((fd, attempt))
+    }
+
     /// Something happened to an upstream's socket.
     pub(super) fn stream_event(&mut self, token: Token, event: Event) {
         let Some(stream) = self.streams.by_token(token) else { return };
@@ -213,7 +223,7 @@ impl Worker {
         stream.ended |= event.ended();
         let unblocked = event.writable() && !stream.writable;
         stream.writable |= event.writable();
-        if matches!(stream.phase, Phase::Dialing(_)) {
+        if matches!(stream.phase, Phase::Dialing { .. }) {
             return self.dial_on(flow);
         }
         self.streams.queue(flow);
@@ -225,7 +235,7 @@ impl Worker {
     /// Takes the handshake as far as it goes now.
     fn dial_on(&mut self, flow: FlowId) {
         let Some(stream) = self.streams.get(flow) else { return };
-        let Phase::Dialing(attempt) = &mut stream.phase else { return };
+        let Phase::Dialing { attempt, again } = &mut stream.phase else { return };
         let progress = attempt.advance(stream.fd.as_fd());
         if attempt.is_connected() && stream.phases[1] == 0 {
             stream.phases[1] = self.now.nanos();
@@ -233,10 +243,15 @@ impl Worker {
         }
         match progress {
             Progress::Waiting => {}
-            Progress::Failed(failure) => {
-                self.streams.remove(flow);
-                self.refuse_stream(flow, &failure);
-            }
+            Progress::Failed(failure) => match again.take() {
+                Some(target) if matches!(failure, Failure::Closed | Failure::Proxy(..)) => {
+                    self.dial_again(flow, &target);
+                }
+                _ => {
+                    self.streams.remove(flow);
+                    self.refuse_stream(flow, &failure);
+                }
+            },
             Progress::Done(done) => {
                 stream.phase = Phase::Open;
                 stream.writable = true;
@@ -257,6 +272,25 @@ impl Worker {
                 }
                 self.streams.queue(flow);
                 self.send_stream(flow);
+            }
+        }
+    }
+
+    /// Dials a flow whose connection was made ahead and closed by the proxy before it had heard of a target.
+    fn dial_again(&mut self, flow: FlowId, target: &Target) {
+        self.ahead.pause(self.now);
+        match self.dial(target, Token::new(Kind::Stream, flow.index() as u32, generation(flow))) {
+            Ok((fd, attempt)) => {
+                if let Some(stream) = self.streams.get(flow) {
+                    stream.fd = fd;
+                    stream.phase = Phase::Dialing { attempt: Box::new(attempt), again: None };
+                    (stream.readable, stream.ended, stream.writable) = (false, false, false);
+                    self.dial_on(flow);
+                }
+            }
+            Err(failure) => {
+                self.streams.remove(flow);
+                self.refuse_stream(flow, &failure);
             }
         }
     }

@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Relay = 5,
     /// A connection to a name server.
     Lookup = 6,
+    /// A connection to the proxy that no flow has taken yet.
+    Ahead = 7,
 }
 
 /// Kind (4 bits), generation (28 bits) and index (32 bits): an event that was fetched before its descriptor was closed
@@ -46,6 +48,7 @@ impl Token {
             4 => Some(Kind::Control),
             5 => Some(Kind::Relay),
             6 => Some(Kind::Lookup),
+            7 => Some(Kind::Ahead),
             _ => None,
         }
     }
@@ -66,7 +69,7 @@ mod tests {
 
     #[test]
     fn tokens_round_trip() {
-        for kind in [Kind::Device, Kind::Waker, Kind::Stream, Kind::Control, Kind::Relay, Kind::Lookup] {
+        for kind in [Kind::Device, Kind::Waker, Kind::Stream, Kind::Control, Kind::Relay, Kind::Lookup, Kind::Ahead] {
             let token = Token::from_bits(Token::new(kind, u32::MAX, 0xf123_4567).bits());
             assert_eq!((token.kind(), token.index()), (Some(kind), u32::MAX as usize));
             assert!(token.is_generation(0x0123_4567) && !token.is_generation(0x0123_4568));
