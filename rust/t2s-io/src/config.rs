@@ -182,7 +182,7 @@ impl Default for TunnelConfig {
             memory_budget_mib: 256,
             checksum: "auto".into(),
             loop_limit_ms: 10,
-            busy_poll_us: 50,
+            busy_poll_us: 75,
             log_level: Level::Info,
         }
     }
