@@ -9,6 +9,7 @@ PORT + 5    like PORT, but carries no UDP
 PORT + 6    answers ASSOCIATE with a relay where nobody is
 PORT + 7    like PORT, but wants no password
 PORT + 8    like that, but hangs up on whoever says nothing for a moment
+PORT + 9    like that, but not before something is said after all
 """
 
 import contextlib
@@ -19,7 +20,8 @@ import sys
 import threading
 import time
 
-KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay", "open_to_all", "hasty")
+KINDS = ("by_target", "silent", "http", "closes", "password", "no_udp", "dead_relay", "open_to_all", "hasty", "sulky")
+MOMENT_S = 0.3
 REPLIES = {9_000 + code: code for code in (1, 2, 3, 4, 5, 6, 7, 8, 99)}
 HANGS, CLOSES, HALF, GARBAGE, DRIBBLES, CUT, RESETS, STALLS = range(9_200, 9_208)
 CUT_AFTER = 300_000
@@ -81,10 +83,24 @@ class Client(socketserver.BaseRequestHandler):
         self.by_target(password=False)
 
     def hasty(self):
-        self.by_target(password=False, patience=0.05)
+        self.by_target(password=False, before=self.within_a_moment)
 
-    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6), *, password=True, patience=60):
-        self.request.settimeout(patience)
+    def sulky(self):
+        self.by_target(password=False, before=self.not_after_a_moment)
+
+    def within_a_moment(self):
+        self.request.settimeout(MOMENT_S)
+        self.request.recv(1, socket.MSG_PEEK)
+        self.request.settimeout(60)
+
+    def not_after_a_moment(self):
+        begun = time.monotonic()
+        self.request.recv(1, socket.MSG_PEEK)
+        if time.monotonic() - begun > MOMENT_S:
+            raise ConnectionError("too late")
+
+    def by_target(self, associate=b"\x05\x01\x00\x01" + bytes(6), *, password=True, before=lambda: None):
+        before()
         methods = exactly(self.request, exactly(self.request, 2)[1])
         password = password and 2 in methods
         if not password and 0 not in methods:
@@ -95,11 +111,11 @@ class Client(socketserver.BaseRequestHandler):
             exactly(self.request, exactly(self.request, 2)[1])
             exactly(self.request, exactly(self.request, 1)[0])
             self.request.sendall(b"\x01\x00")
+        before()
         _, command, _, kind = exactly(self.request, 4)
         family = socket.AF_INET6 if kind == 4 else socket.AF_INET
         host = socket.inet_ntop(family, exactly(self.request, 16 if kind == 4 else 4))
         port = int.from_bytes(exactly(self.request, 2), "big")
-        self.request.settimeout(60)
         if command == 3:
             self.request.sendall(associate)
             if associate[1] == 0:

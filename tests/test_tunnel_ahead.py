@@ -1,6 +1,8 @@
 """`t2s run` and the connections to the proxy that it makes ahead of flows, while these open in quick succession."""
 
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,15 +69,37 @@ def test_a_lone_flow_makes_none(place):
         assert tunnel.stats()["dials_ahead"] == 0
 
 
-@pytest.mark.parametrize("pipeline", ["on", "off"])
-def test_a_proxy_that_hangs_up_on_the_silent_harms_no_flow(place, pipeline):
-    """A connection that it has closed before a flow took it is dialled anew, and the client sees nothing of that."""
-    with place.tunnel(f"t2s-hasty-{pipeline}", "--pipeline", pipeline, proxy=socks("hasty"), login=False) as tunnel:
-        for _ in range(2):
+@pytest.fixture(params=["on", "off"])
+def rush(place, request):
+    """Return a function that runs a tunnel through a faulty proxy after flows in quick succession, and a moment."""
+
+    @contextmanager
+    def run(kind):
+        name = f"t2s-{kind}-{request.param}"
+        with place.tunnel(name, "--pipeline", request.param, proxy=socks(kind), login=False) as tunnel:
             assert place.ask("churn", V4, TALK_PORT, FLOWS, 8) == FLOWS
-            # By the time that this has started the proxy has hung up.
-            assert place.ask("reach", V4, PORT) == "connected"
-        tunnel.until(lambda now: now["dials"] == 2 * FLOWS + 2, "not counted")
+            tunnel.until(lambda now: now["dials_ahead"] > now["taken_ahead"] > 0, "none stands ready")
+            time.sleep(2 * faulty.MOMENT_S)
+            yield tunnel
+
+    return run
+
+
+def test_a_proxy_that_hangs_up_on_the_silent_harms_no_flow(place, rush):
+    with rush("hasty") as tunnel:
+        taken = tunnel.stats()["taken_ahead"]
+        assert place.ask("reach", V4, PORT) == "connected"
+        tunnel.until(lambda now: now["dials"] == FLOWS + 1, "not counted")
         now = tunnel.stats()
-        assert now["taken_ahead"] > 0
-        assert now["dial_failures"] == {}
+        assert (now["taken_ahead"], now["dialled_again"], now["dial_failures"]) == (taken, 0, {})
+
+
+@pytest.mark.parametrize("what", ["flow", "session"])
+def test_a_request_that_crosses_the_end_of_its_connection_is_sent_again(place, rush, what):
+    with rush("sulky") as tunnel:
+        if what == "flow":
+            assert place.ask("reach", V4, PORT) == "connected"
+        else:
+            assert place.ask("refused_udp", V4, PORT) == "ConnectionRefusedError"
+        tunnel.until(lambda now: now["dialled_again"] == 1, "not dialled again")
+        assert "closed" not in tunnel.stats()["dial_failures"]

@@ -196,17 +196,18 @@ class Results:
 
         Empty when the file wants none of that.
         """
-        return {number: value for (name, number), value in self._moments(column).items() if name == scenario}
+        found = [phase for phase in self._moments() if phase.scenario == scenario]
+        values = {phase.round: metrics(phase.tree, None)[column] for phase in found}
+        return {number: value for number, value in values.items() if value is not None}
 
     def moments(self, column: str) -> dict[int, float]:
         """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
-        return dict(enumerate(self._moments(column).values()))
+        values = [metrics(phase.tree, None)[column] for phase in self._moments()]
+        return dict(enumerate(value for value in values if value is not None))
 
-    def _moments(self, column: str) -> dict[tuple[str, int], float]:
-        """Return a column's values of the baseline's moments, by scenario and round."""
-        found = [p for p in self._sorted() if p.phase == "beside" and p.invalid is None]
-        values = {(p.scenario, p.round): metrics(p.tree, None)[column] for p in found}
-        return {at: value for at, value in values.items() if value is not None}
+    def _moments(self) -> list[PhaseResult]:
+        """Return the baseline's moments beside other scenarios, valid ones only."""
+        return [phase for phase in self._sorted() if phase.phase == "beside" and phase.invalid is None]
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

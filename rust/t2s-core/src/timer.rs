@@ -472,6 +472,7 @@ mod tests {
                     prop_assert!(tick >= last, "ticks in order");
                     last = tick;
                 }
+                prop_assert!(wheel.now <= now.millis());
                 prop_assert_eq!(wheel.len(), twin.timers.len());
                 let earliest = twin.timers.iter().map(|&(tick, _)| tick).min();
                 prop_assert_eq!(wheel.next().is_some(), earliest.is_some());

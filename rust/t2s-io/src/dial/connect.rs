@@ -55,6 +55,8 @@ pub struct Attempt {
     speech: Option<Speech>,
     scheme: Scheme,
     connected: bool,
+    /// Something came since the target was named.
+    heard: bool,
     /// The address that was dialled: relays that are bound to no address of their own are there.
     dialled: SocketAddr,
 }
@@ -94,7 +96,7 @@ impl Attempt {
         if let Some(mark) = mark {
             socket::set(&fd, SocketOption::Mark, mark as i32).map_err(|error| Failure::system(&error))?;
         }
-        let this = Self { speech, scheme: route.scheme, connected: false, dialled: address };
+        let this = Self { speech, scheme: route.scheme, connected: false, heard: false, dialled: address };
         match socket::connect(&fd, address) {
             Ok(_) => Ok((fd, this)),
             Err(error) => Err(this.unreachable(&error)),
@@ -114,8 +116,7 @@ impl Attempt {
     pub fn prepare(&mut self, fd: impl AsFd) -> Result<bool, Failure> {
         let fd = fd.as_fd();
         if self.speech.is_none() {
-            self.connected = self.step_direct(fd)?.is_some();
-            return Ok(self.connected);
+            return self.stands(fd);
         }
         loop {
             self.send(fd)?;
@@ -136,6 +137,18 @@ impl Attempt {
         }
     }
 
+    /// Whether a connection on which nothing was said is there; one that the proxy has ended, or spoken on, is of no use.
+    fn stands(&mut self, fd: BorrowedFd<'_>) -> Result<bool, Failure> {
+        match socket::peek(fd) {
+            Ok(0) => return Err(Failure::Closed),
+            Ok(_) => return Err(Failure::Protocol("an answer before the request".into())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(self.unreachable(&error)),
+        }
+        self.connected = socket::is_connected(fd);
+        Ok(self.connected)
+    }
+
     /// Names the target of a connection that was made ahead of it; it goes on with [`Attempt::advance`].
     ///
     /// # Errors
@@ -146,6 +159,11 @@ impl Attempt {
         }
         self.speech = Speech::new(route, target)?;
         Ok(())
+    }
+
+    /// Whether the proxy has answered the request, or begun to.
+    pub fn is_heard(&self) -> bool {
+        self.heard
     }
 
     /// Whether the socket is connected, to the proxy or (without one) to the target.
@@ -181,6 +199,7 @@ impl Attempt {
             }
             let mut room = [0; ANSWER];
             let Some(len) = self.receive(fd, &mut room)? else { return Ok(None) };
+            self.heard = true;
             let Some(speech) = &mut self.speech else { return Ok(None) };
             let taken = speech.handle(&room[..len])?;
             early = Some((room[taken..len].to_vec(), len < ANSWER));

@@ -15,11 +15,17 @@ pub const STALL: u64 = 5_000;
 /// A backlog is worked off within this many times the stall's length, or it is the core that is too slow.
 const BACKLOG: u64 = 10;
 
+/// What a turn of a generator that catches up takes at most, nanoseconds: it sends a burst.
+const BURST: u64 = 50_000;
+
 /// The last stall of a generator, told to its worker. It lasts until what was due meanwhile has left.
 #[derive(Debug, Default)]
 pub struct LastStall {
     began: AtomicU64,
+    /// Written after the others, and read before them.
     ended: AtomicU64,
+    /// Until when its backlog explains that packets wait.
+    excused: AtomicU64,
 }
 
 /// A generator's side of it.
@@ -28,7 +34,7 @@ pub struct Lookout {
     told: Arc<LastStall>,
     /// When the generator looked at the clock last.
     last: u64,
-    /// Until when the last stall explains that packets leave late.
+    /// Until when the last stall explains that packets leave late; 0 once it has caught up.
     excused: u64,
 }
 
@@ -43,11 +49,12 @@ impl Lookout {
     #[inline]
     pub fn look(&mut self, now: u64, next_due: impl FnOnce() -> Option<u64>) {
         let last = std::mem::replace(&mut self.last, now);
-        if last > 0 && now.saturating_sub(last) > STALL {
+        let catches_up = now < self.excused;
+        if last > 0 && now.saturating_sub(last) > if catches_up { BURST } else { STALL } {
             self.stalled(last, now);
-        } else if now < self.excused {
+        } else if catches_up {
             if next_due().is_some_and(|due| due + STALL < now) {
-                self.told.ended.store(now, Ordering::Relaxed);
+                self.told.ended.store(now, Ordering::Release);
             } else {
                 self.excused = 0;
             }
@@ -60,7 +67,8 @@ impl Lookout {
             self.told.began.store(last, Ordering::Relaxed);
         }
         self.excused = self.excused.max(now + BACKLOG * (now - last));
-        self.told.ended.store(now, Ordering::Relaxed);
+        self.told.excused.store(self.excused, Ordering::Relaxed);
+        self.told.ended.store(now, Ordering::Release);
     }
 }
 
@@ -69,10 +77,30 @@ impl Lookout {
 pub struct Witness {
     /// When the worker was seen last.
     seen: u64,
-    /// End of the last stall of the generator that was taken into account.
-    known: u64,
-    /// Packets that are taken up before this time are disturbed.
+    /// Packets that are taken up before this time are behind the backlog of a stall of the worker.
     until: u64,
+    /// The generator's last stall as it was known last: its end, and until when packets may be behind its backlog.
+    known: u64,
+    behind: u64,
+}
+
+/// Which of the packets in hand are disturbed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excuse {
+    /// All of them: they were behind a backlog.
+    all: bool,
+    /// Else those that were due from then on…
+    from: u64,
+    /// … until then: the generator was away.
+    to: u64,
+}
+
+impl Excuse {
+    /// Whether it is one for a packet that was due at `due`.
+    #[inline]
+    pub fn covers(&self, due: u64) -> bool {
+        self.all || self.from <= due && due < self.to
+    }
 }
 
 impl Witness {
@@ -84,7 +112,17 @@ impl Witness {
         }
     }
 
-    /// The worker was put off its CPU for so long in a turn that has ended.
+    /// A turn has ended; with `drained` it had found no packet waiting.
+    #[inline]
+    pub fn end(&mut self, now: u64, drained: bool) {
+        self.seen = now;
+        if drained {
+            (self.until, self.behind) = (0, 0);
+        }
+    }
+
+    /// The worker was put off its CPU for so long in a turn that has ended. To be told after [`Witness::end`], which knows
+    /// what waited before it.
     #[inline]
     pub fn put_off(&mut self, duration: u64, turn_ended: u64) {
         if duration > STALL {
@@ -92,25 +130,17 @@ impl Witness {
         }
     }
 
-    /// A turn has ended; with `drained` it found no packet waiting.
+    /// What excuses packets that are in hand in the turn begun at `begin`.
     #[inline]
-    pub fn end(&mut self, now: u64, drained: bool) {
-        self.seen = now;
-        if drained {
-            self.until = 0;
+    pub fn excuse(&mut self, begin: u64, generator: &LastStall) -> Excuse {
+        let to = generator.ended.load(Ordering::Acquire);
+        let from = generator.began.load(Ordering::Relaxed);
+        if to != self.known {
+            self.known = to;
+            self.behind = generator.excused.load(Ordering::Relaxed);
         }
-    }
-
-    /// Until when a packet must have been due to be disturbed, of those that are in hand in the turn begun at `begin`: all of
-    /// them behind a backlog, else those for which the generator was away.
-    #[inline]
-    pub fn disturbed_until(&mut self, begin: u64, generator: &LastStall) -> u64 {
-        let ended = generator.ended.load(Ordering::Relaxed);
-        if ended != self.known {
-            self.known = ended;
-            self.disturb(generator.began.load(Ordering::Relaxed), ended);
-        }
-        if begin < self.until { u64::MAX } else { ended }
+        // A turn begun before the stall cannot hold what that left behind.
+        Excuse { all: begin < self.until || from <= begin && begin < self.behind, from, to }
     }
 
     #[cold]
@@ -126,7 +156,7 @@ mod tests {
     impl Witness {
         /// Whether a packet due at `due` is disturbed that is in hand in the turn begun at `begin`.
         fn is_disturbed(&mut self, begin: u64, due: u64, generator: &LastStall) -> bool {
-            due < self.disturbed_until(begin, generator)
+            self.excuse(begin, generator).covers(due)
         }
     }
 
@@ -154,14 +184,18 @@ mod tests {
         let (mut witness, generator) = (Witness::default(), LastStall::default());
         let is_disturbed = |witness: &mut Witness, at: u64| witness.is_disturbed(at, at, &generator);
         witness.begin(1_000_000);
+        witness.end(1_900_000, false);
         witness.put_off(STALL, 1_900_000);
         assert!(!is_disturbed(&mut witness, 1_000_000));
         witness.put_off(800_000, 1_900_000);
         assert!(is_disturbed(&mut witness, 1_000_000), "what was in hand");
-        witness.end(1_900_000, false);
         assert!(is_disturbed(&mut witness, 1_901_000), "the backlog");
         witness.end(1_910_000, true);
         assert!(!is_disturbed(&mut witness, 1_911_000));
+        // A turn without packets, in which some came.
+        witness.end(2_900_000, true);
+        witness.put_off(800_000, 2_900_000);
+        assert!(is_disturbed(&mut witness, 2_900_100));
     }
 
     #[test]
@@ -186,29 +220,48 @@ mod tests {
         // The worker is done with what has come so far, the generator is not.
         witness.end(2_001_000, true);
         lookout.look(2_002_000, || Some(1_500_000));
-        lookout.look(2_004_000, || Some(1_990_000));
-        witness.end(2_005_000, true);
-        assert!(witness.is_disturbed(2_005_100, 1_990_000, &generator));
-        lookout.look(2_006_000, || Some(2_003_000));
-        witness.end(2_007_000, true);
-        assert!(!witness.is_disturbed(2_007_100, 2_006_500, &generator), "it has caught up");
-        lookout.look(2_009_000, || Some(2_000_000));
-        assert!(!witness.is_disturbed(2_009_100, 2_006_500, &generator), "and is late by itself now");
+        lookout.look(2_010_000, || Some(1_990_000));
+        witness.end(2_011_000, true);
+        assert!(witness.is_disturbed(2_011_100, 1_990_000, &generator));
+        lookout.look(2_012_000, || Some(2_009_000));
+        witness.end(2_013_000, true);
+        assert!(!witness.is_disturbed(2_013_100, 2_012_500, &generator), "it has caught up");
+        lookout.look(2_016_000, || Some(2_000_000));
+        assert!(!witness.is_disturbed(2_016_100, 2_012_500, &generator), "and is late by itself now");
+    }
+
+    #[test]
+    fn a_stall_of_the_generator_excuses_nothing_before_it() {
+        let generator = Arc::new(LastStall::default());
+        let (mut witness, mut lookout) = (Witness::default(), Lookout::new(Arc::clone(&generator)));
+        // A long turn of the core, from 1 to 6 ms, and a hiccup of the generator within.
+        witness.end(1_000_000, false);
+        lookout.look(5_000_000, || None);
+        lookout.look(5_006_000, || None);
+        assert!(!witness.is_disturbed(1_000_000, 999_000, &generator), "what was in hand");
+        witness.end(6_000_000, false);
+        assert!(!witness.is_disturbed(6_000_000, 4_999_000, &generator), "what waited for the turn");
+        assert!(witness.is_disturbed(6_000_000, 5_003_000, &generator));
+        assert!(!witness.is_disturbed(6_000_000, 5_006_000, &generator));
     }
 
     #[test]
     fn a_generator_that_does_not_catch_up_is_not_excused() {
-        let generator = Arc::new(LastStall::default());
-        let (mut witness, mut lookout) = (Witness::default(), Lookout::new(Arc::clone(&generator)));
-        lookout.look(1_000_000, || None);
-        lookout.look(1_010_000, || Some(1_000_000));
-        for at in (1_012_000..1_200_000).step_by(2_000) {
-            lookout.look(at, || Some(1_000_500));
+        for step in [2_000, STALL + 1_000] {
+            let generator = Arc::new(LastStall::default());
+            let (mut witness, mut lookout) = (Witness::default(), Lookout::new(Arc::clone(&generator)));
+            lookout.look(1_000_000, || None);
+            lookout.look(1_010_000, || Some(1_000_000));
+            let last = 1_010_000 + BACKLOG * 10_000;
+            let mut at = 1_010_000;
+            while at + step < last {
+                at += step;
+                lookout.look(at, || Some(1_000_500));
+                witness.excuse(at, &generator);
+                witness.end(at, false);
+            }
+            assert!(witness.is_disturbed(last - 1, last - 1, &generator));
+            assert!(!witness.is_disturbed(last, last, &generator), "neither is a core behind it");
         }
-        let last = 1_010_000 + BACKLOG * 10_000;
-        witness.disturbed_until(1_200_000, &generator);
-        witness.end(1_200_000, true);
-        assert!(witness.is_disturbed(1_200_100, last - 3_000, &generator));
-        assert!(!witness.is_disturbed(1_200_100, last, &generator));
     }
 }

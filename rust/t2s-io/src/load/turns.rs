@@ -2,14 +2,16 @@
 //!
 //! A reading of the thread's CPU clock costs half a microsecond, too much for each turn. It is read every
 //! [`REFRESH`] and at the end of a turn that was long; what is missing between wall and CPU time since the last reading
-//! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short). Whose
-//! time that was the kernel says: a thread that has not given up its CPU by itself since then was put off it.
+//! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short), but what
+//! gaps between turns account for. Whose time that was the kernel says: a thread that has not slept since then, nor has it
+//! waited for anything, was put off its CPU.
 
 use super::recorder::Recorder;
 use super::result::Alarm;
+use super::stall::STALL;
 use crate::sys::clock::{thread_cpu_nanos, thread_sleeps};
 
-/// Time between two readings of the CPU clock, nanoseconds: 0.2 % of the thread.
+/// Time between two readings of the CPU clock and the count of sleeps, nanoseconds: 0.3 % of the thread.
 const REFRESH: u64 = 250_000;
 
 /// A turn this long has its CPU time looked at, nanoseconds; shorter ones are taken as wholly on the CPU.
@@ -45,6 +47,9 @@ pub struct Turns {
     read_at: u64,
     cpu: u64,
     sleeps: u64,
+    /// When the loop was seen last between turns, and the time that it was away there since the last reading.
+    seen: u64,
+    gaps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
     pub origin: u64,
     /// All turns of the window.
@@ -68,6 +73,8 @@ impl Turns {
             read_at: 0,
             cpu: 0,
             sleeps: 0,
+            seen: 0,
+            gaps: 0,
             origin: 0,
             recorder: Recorder::new(),
             max_on_cpu: 0,
@@ -81,6 +88,7 @@ impl Turns {
     pub fn begin(&mut self, now: u64) {
         *self = Self::new(self.watchdog, self.limit);
         self.origin = now;
+        self.seen = now;
         self.refresh(now);
     }
 
@@ -93,6 +101,8 @@ impl Turns {
     /// To be called between turns: keeps the CPU reading fresh.
     #[inline]
     pub fn between(&mut self, now: u64) {
+        self.note_gap(now);
+        self.seen = now;
         if self.watchdog && now.saturating_sub(self.read_at) > REFRESH {
             self.refresh(now);
         }
@@ -103,6 +113,16 @@ impl Turns {
         self.cpu = thread_cpu_nanos();
         self.sleeps = thread_sleeps();
         self.read_at = now;
+        self.gaps = 0;
+    }
+
+    /// The loop goes on; between two turns it takes no time by itself.
+    #[inline]
+    fn note_gap(&mut self, now: u64) {
+        let gap = now.saturating_sub(self.seen);
+        if gap > STALL {
+            self.gaps += gap;
+        }
     }
 
     /// A turn has ended; `stamps` are its begin and the ends of its parts (all but the first and last may be equal).
@@ -115,6 +135,8 @@ impl Turns {
             self.max_on_cpu = self.max_on_cpu.max(wall);
             return 0;
         }
+        self.note_gap(stamps[0]);
+        self.seen = stamps[4];
         for (part, pair) in self.parts.iter_mut().zip(stamps.windows(2)) {
             *part += pair[1].saturating_sub(pair[0]);
         }
@@ -127,10 +149,10 @@ impl Turns {
 
     #[cold]
     fn examine(&mut self, stamps: &[u64; 5], wall: u64) -> u64 {
-        let (cpu_before, read_before, sleeps_before) = (self.cpu, self.read_at, self.sleeps);
+        let (cpu_before, read_before, sleeps_before, gaps) = (self.cpu, self.read_at, self.sleeps, self.gaps);
         self.refresh(stamps[4]);
         let on_cpu = self.cpu.saturating_sub(cpu_before);
-        let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).min(wall);
+        let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).saturating_sub(gaps).min(wall);
         self.max_off_cpu = self.max_off_cpu.max(off_cpu);
         self.max_on_cpu = self.max_on_cpu.max(wall - off_cpu);
         if wall > self.limit && self.alarms.len() < ALARMS {
@@ -175,7 +197,13 @@ mod tests {
         assert_eq!(turns.record(&[start, start, end, end, end]), 0);
         assert!(turns.max_off_cpu > 1_000_000, "{}", turns.max_off_cpu);
         // A time in which it neither ran nor slept.
-        assert!(turns.record(&[end, end, end + 20_000_000, end + 20_000_000, end + 20_000_000]) > 19_000_000);
+        let later = end + 20_000_000;
+        assert!(turns.record(&[end, end, later, later, later]) > 19_000_000);
+        // As much between two turns, the second of which is on the CPU for 3 ms.
+        let cpu = thread_cpu_nanos();
+        while thread_cpu_nanos() - cpu < 3_000_000 {}
+        let (begin, over) = (later + 20_000_000, later + 23_000_000);
+        assert!(turns.record(&[begin, begin, over, over, over]) < 1_000_000);
     }
 
     #[test]

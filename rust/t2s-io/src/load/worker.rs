@@ -241,10 +241,10 @@ impl Worker {
         device.release();
         stamps[4] = now_ns();
         let worked = read > 0 || sent > 0 || delays;
+        self.witness.end(stamps[4], read == 0);
         if worked && self.measuring {
             self.record(&stamps);
         }
-        self.witness.end(stamps[4], read == 0);
         if read > 0 {
             // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
             self.stack.pool().prefetch(self.mtu);
@@ -342,8 +342,8 @@ impl Worker {
         for &due in &self.dues {
             self.latency.current.record(end.saturating_sub(due));
         }
-        let disturbed = self.witness.disturbed_until(begin, &self.generator);
-        for &due in self.dues.iter().filter(|&&due| due >= disturbed) {
+        let excuse = self.witness.excuse(begin, &self.generator);
+        for &due in self.dues.iter().filter(|&&due| !excuse.covers(due)) {
             self.quiet.current.record(end.saturating_sub(due));
         }
     }

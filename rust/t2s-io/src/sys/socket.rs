@@ -166,6 +166,14 @@ pub fn recv(fd: impl AsFd, bytes: &mut [u8]) -> io::Result<usize> {
     check_len(unsafe { libc::recv(fd.as_fd().as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) })
 }
 
+/// Looks whether there is something to receive, and leaves it there. 0 is the end of the stream.
+pub fn peek(fd: impl AsFd) -> io::Result<usize> {
+    let mut byte = 0_u8;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the pointer is to one writable byte, and so is the length.
+    check_len(unsafe { libc::recv(fd.as_fd().as_raw_fd(), (&raw mut byte).cast(), 1, flags) })
+}
+
 /// Receives into several slices, in one call. 0 is the end of the stream.
 pub fn recv_vectored(fd: impl AsFd, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
     let count = slices.len().min(MAX_SLICES) as libc::c_int;

@@ -3,8 +3,11 @@
 //! To dial costs a flow one round trip to the proxy, two or three more where the proxy wants to be greeted apart. While
 //! flows open in quick succession, as for a web page, some connections stand ready: as many as were dialled within the
 //! last second, [`TunnelConfig::connect_ahead`](crate::config::TunnelConfig) at most, and none where it was fewer than two.
-//! They wait for [`PATIENCE`]; a proxy sees a few connections that end without a request. One that the proxy has closed
-//! just when it was taken is noticed, and the flow is dialled anew (`streams.rs`).
+//! They wait for [`PATIENCE`]; a proxy sees a few connections that end without a request.
+//!
+//! A proxy may end them first. One that has ended is not taken, and its fellows, which are as old, go with it. Where the
+//! proxy's end crosses the request, the flow is dialled anew: if nothing was answered and not much time has passed, since a
+//! proxy may hang up for reasons of the target too. Such a target is then asked for twice.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -17,10 +20,12 @@ use super::token::{Kind, Token};
 use crate::dial::{Attempt, Failure, Route, Scheme, Target};
 use crate::sys::epoll::{Event, Interest};
 
-/// How long a connection waits for a flow, nanoseconds: less than any proxy waits for a greeting.
+/// How long a connection waits for a flow, nanoseconds: less than most proxies wait for a greeting.
 const PATIENCE: u64 = 2 * SECONDS;
 /// How long none is made after one has failed, nanoseconds.
 const PAUSE: u64 = SECONDS;
+/// How long after a connection was taken its end may still have crossed the request, nanoseconds.
+const CROSSING: u64 = 500 * MILLIS;
 /// Half of the time over which dials are counted, nanoseconds.
 const SPAN: u64 = 500 * MILLIS;
 /// Dials within that time from which connections are made ahead.
@@ -82,14 +87,9 @@ impl Ahead {
         Some(spare)
     }
 
-    /// One was of no use.
-    fn failed(&mut self, place: usize, now: Instant) {
-        self.remove(place);
-        self.pause(now);
-    }
-
-    /// The proxy seems not to like it: none for a while.
-    pub(super) fn pause(&mut self, now: Instant) {
+    /// The proxy has ended one: the others will hardly fare better, and none is made for a while.
+    pub(super) fn give_up(&mut self, now: Instant) {
+        self.clear();
         self.paused_until = now.plus(PAUSE);
     }
 
@@ -145,6 +145,13 @@ impl Demand {
     }
 }
 
+/// Whether a failed connection, made ahead and taken at `taken`, had ended before the proxy knew what it was for, as far as
+/// can be told.
+pub(super) fn has_crossed(attempt: &Attempt, failure: &Failure, now: Instant, taken: Instant) -> bool {
+    let ended = matches!(failure, Failure::Closed | Failure::Proxy(..));
+    ended && !attempt.is_heard() && now.since(taken) <= CROSSING
+}
+
 impl Worker {
     /// A connection for a flow, towards `target`: one that stands ready, if any does. It goes by `token` from now on.
     pub(super) fn take_ahead(&mut self, target: &Target, token: Token) -> Option<(OwnedFd, Attempt)> {
@@ -153,20 +160,7 @@ impl Worker {
         if !made_by.is_some_and(|made_by| Arc::ptr_eq(made_by, &self.route)) {
             return None;
         }
-        let place = *self.ahead.ready.front()? as usize;
-        let spare = self.ahead.spares.get_mut(place)?.as_mut()?;
-        let greeted = spare.attempt.greets_ahead();
-        if !greeted {
-            match spare.attempt.prepare(&spare.fd) {
-                Ok(true) => {}
-                // The oldest is still on its way.
-                Ok(false) => return None,
-                Err(_) => {
-                    self.ahead.failed(place, self.now);
-                    return None;
-                }
-            }
-        }
+        let (place, greeted) = self.find_ahead()?;
         let Spare { fd, mut attempt, .. } = self.ahead.remove(place)?;
         attempt.aim(&self.route, target).ok()?;
         let registered = if greeted {
@@ -177,6 +171,26 @@ impl Worker {
         registered.ok()?;
         self.stats.taken_ahead += 1;
         Some((fd, attempt))
+    }
+
+    /// The place of the oldest that is ready, and whether it was greeted.
+    fn find_ahead(&mut self) -> Option<(usize, bool)> {
+        for at in 0..self.ahead.ready.len() {
+            let place = self.ahead.ready[at] as usize;
+            let spare = self.ahead.spares.get_mut(place)?.as_mut()?;
+            if spare.attempt.greets_ahead() {
+                return Some((place, true));
+            }
+            match spare.attempt.prepare(&spare.fd) {
+                Ok(true) => return Some((place, false)),
+                Ok(false) => {}
+                Err(_) => {
+                    self.ahead.give_up(self.now);
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     /// Something happened to a connection that no flow has taken yet.
@@ -198,7 +212,7 @@ impl Worker {
                 self.ahead.ready.push_back(place as u32);
             }
             Ok(_) => {}
-            Err(_) => self.ahead.failed(place, self.now),
+            Err(_) => self.ahead.give_up(self.now),
         }
     }
 
@@ -212,7 +226,7 @@ impl Worker {
         self.ahead.expire(self.now);
         while self.stop_at.is_none() && self.ahead.wants(self.now) {
             if self.connect_ahead().is_none() {
-                self.ahead.pause(self.now);
+                self.ahead.paused_until = self.now.plus(PAUSE);
             }
         }
     }

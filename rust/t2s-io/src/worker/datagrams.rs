@@ -18,6 +18,7 @@ use t2s_core::time::{Instant, SECONDS};
 use t2s_core::udp::SessionId;
 
 use super::Worker;
+use super::ahead::has_crossed;
 use super::aliases::Aliases;
 use super::token::{Kind, Token};
 use crate::config::DnsMode;
@@ -44,8 +45,8 @@ const SOCKET_BUFFER: i32 = 1 << 20;
 /// Where the upstream of a session stands.
 #[derive(Debug)]
 enum Via {
-    /// The association is on its way, perhaps over a connection that was made ahead.
-    Dialing { attempt: Box<Attempt>, ahead: bool },
+    /// The association is on its way; since when, if over a connection that was made ahead.
+    Dialing { attempt: Box<Attempt>, taken: Option<Instant> },
     /// Datagrams go to the proxy's relay, behind a header each.
     Relay,
     /// Datagrams go to their targets.
@@ -210,33 +211,34 @@ impl Worker {
     fn associate(&mut self, id: SessionId) {
         let token = Token::new(Kind::Control, index(id) as u32, generation(id));
         match self.take_ahead(&Target::Associate, token) {
-            Some((fd, attempt)) => self.associate_over(id, fd, attempt, true),
+            Some((fd, attempt)) => self.associate_over(id, fd, attempt, Some(self.now)),
             None => self.associate_anew(id, token),
         }
     }
 
     fn associate_anew(&mut self, id: SessionId, token: Token) {
         match self.dial(&Target::Associate, token) {
-            Ok((fd, attempt)) => self.associate_over(id, fd, attempt, false),
+            Ok((fd, attempt)) => self.associate_over(id, fd, attempt, None),
             Err(failure) => self.refuse_session(id, &failure),
         }
     }
 
-    fn associate_over(&mut self, id: SessionId, fd: OwnedFd, attempt: Attempt, ahead: bool) {
+    fn associate_over(&mut self, id: SessionId, fd: OwnedFd, attempt: Attempt, taken: Option<Instant>) {
         let Some(session) = self.datagrams.get(id) else { return };
         session.control = Some(fd);
-        session.via = Via::Dialing { attempt: Box::new(attempt), ahead };
+        session.via = Via::Dialing { attempt: Box::new(attempt), taken };
         self.associate_on(id);
     }
 
     /// Takes the association's handshake as far as it goes now.
     fn associate_on(&mut self, id: SessionId) {
         let Some(session) = self.datagrams.get(id) else { return };
-        let (Via::Dialing { attempt, ahead }, Some(control)) = (&mut session.via, &session.control) else { return };
+        let (Via::Dialing { attempt, taken }, Some(control)) = (&mut session.via, &session.control) else { return };
         match attempt.advance(control) {
             Progress::Waiting => {}
-            Progress::Failed(Failure::Closed | Failure::Proxy(..)) if *ahead => {
-                self.ahead.pause(self.now);
+            Progress::Failed(failure) if taken.is_some_and(|at| has_crossed(attempt, &failure, self.now, at)) => {
+                self.ahead.give_up(self.now);
+                self.stats.dialled_again += 1;
                 self.associate_anew(id, Token::new(Kind::Control, index(id) as u32, generation(id)));
             }
             Progress::Failed(failure) => self.refuse_session(id, &failure),

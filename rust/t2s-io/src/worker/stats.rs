@@ -38,12 +38,14 @@ pub struct WorkerStats {
     pub bytes_down: u64,
     /// Upstreams that broke while bytes flowed.
     pub upstream_resets: u64,
-    /// Connections dialled.
+    /// Flows that wanted a connection, dialled or made ahead.
     pub dials: u64,
     /// Connections to the proxy made ahead of the flows that may use them.
     pub dials_ahead: u64,
-    /// Of these, those that a flow has taken.
+    /// Of these, those that a flow or a session has taken.
     pub taken_ahead: u64,
+    /// Of these, those whose end crossed the request, so that it was dialled anew.
+    pub dialled_again: u64,
     /// Connections made.
     pub dials_done: u64,
     /// From dialling to the connection with the proxy.
@@ -199,12 +201,14 @@ pub struct TunnelStats {
     pub icmp_errors: u64,
     /// Packets without effect, by reason; reasons that never occurred are left out.
     pub drops: Vec<(&'static str, u64)>,
-    /// Connections dialled.
+    /// Flows that wanted a connection, dialled or made ahead.
     pub dials: u64,
     /// Connections to the proxy made ahead of the flows that may use them.
     pub dials_ahead: u64,
-    /// Of these, those that a flow has taken.
+    /// Of these, those that a flow or a session has taken.
     pub taken_ahead: u64,
+    /// Of these, those whose end crossed the request, so that it was dialled anew.
+    pub dialled_again: u64,
     /// Connections made.
     pub dials_done: u64,
     /// Mean time from dialling to the proxy's answer, nanoseconds.
@@ -313,6 +317,7 @@ impl TunnelStats {
             this.dials += worker.dials;
             this.dials_ahead += worker.dials_ahead;
             this.taken_ahead += worker.taken_ahead;
+            this.dialled_again += worker.dialled_again;
             this.dials_done += worker.dials_done;
             this.upstream_resets += worker.upstream_resets;
             this.device_reads += worker.device_reads;

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use t2s_core::buf::CLASSES;
 use t2s_core::stack::{CloseReason, FlowId, Refusal};
+use t2s_core::time::Instant;
 
+use super::ahead::has_crossed;
 use super::token::{Kind, Token};
 use super::{HEADROOM, Worker, WorkerStats};
 use crate::dial::{Attempt, Failure, Progress, Target};
@@ -37,7 +39,7 @@ enum Phase {
     /// On the way.
     Dialing {
         attempt: Box<Attempt>,
-        /// Where to, should the proxy have closed a connection that was made ahead just when it was taken.
+        /// Where to, should the end of a connection that was made ahead cross the request.
         again: Option<Target>,
     },
     /// Bytes flow.
@@ -243,15 +245,15 @@ impl Worker {
         }
         match progress {
             Progress::Waiting => {}
-            Progress::Failed(failure) => match again.take() {
-                Some(target) if matches!(failure, Failure::Closed | Failure::Proxy(..)) => {
-                    self.dial_again(flow, &target);
+            Progress::Failed(failure) => {
+                let taken = Instant::from_nanos(stream.phases[0]);
+                let again = again.take().filter(|_| has_crossed(attempt, &failure, self.now, taken));
+                if let Some(target) = again {
+                    return self.dial_again(flow, &target);
                 }
-                _ => {
-                    self.streams.remove(flow);
-                    self.refuse_stream(flow, &failure);
-                }
-            },
+                self.streams.remove(flow);
+                self.refuse_stream(flow, &failure);
+            }
             Progress::Done(done) => {
                 stream.phase = Phase::Open;
                 stream.writable = true;
@@ -276,15 +278,17 @@ impl Worker {
         }
     }
 
-    /// Dials a flow whose connection was made ahead and closed by the proxy before it had heard of a target.
+    /// Dials a flow whose connection, made ahead, has ended as its request was on the way.
     fn dial_again(&mut self, flow: FlowId, target: &Target) {
-        self.ahead.pause(self.now);
+        self.ahead.give_up(self.now);
+        self.stats.dialled_again += 1;
         match self.dial(target, Token::new(Kind::Stream, flow.index() as u32, generation(flow))) {
             Ok((fd, attempt)) => {
                 if let Some(stream) = self.streams.get(flow) {
                     stream.fd = fd;
                     stream.phase = Phase::Dialing { attempt: Box::new(attempt), again: None };
                     (stream.readable, stream.ended, stream.writable) = (false, false, false);
+                    stream.phases[1] = 0;
                     self.dial_on(flow);
                 }
             }
@@ -351,7 +355,10 @@ impl Worker {
         }
         if stream.writable && self.stack.readable_len(flow) == 0 && stream.finish {
             stream.shut = true;
-            let _ = socket::shutdown_write(&stream.fd);
+            // Where both have ended, closing says so too.
+            if !stream.eof {
+                let _ = socket::shutdown_write(&stream.fd);
+            }
             self.forget_if_done(flow);
         } else if stream.writable && self.stack.readable_len(flow) > 0 {
             self.streams.pending_writes.push_back(flow);
