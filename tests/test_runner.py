@@ -44,7 +44,7 @@ def test_self_tests_come_first_and_the_soak_last_and_once():
     assert sum(step.scenario == "soak_mixed" and step.phase == "capacity" for step in steps) == 2
 
 
-def test_the_baseline_runs_for_a_moment_right_before_each_round_and_around_the_soak():
+def test_the_baseline_runs_for_a_moment_right_before_each_round():
     steps = plan(short(rounds=4, beside_seconds=0.1))
     for at, step in enumerate(steps):
         if step.phase == "load" and step.scenario not in {"high_pps_small_pkt", "soak_mixed"}:
@@ -52,7 +52,7 @@ def test_the_baseline_runs_for_a_moment_right_before_each_round_and_around_the_s
             assert (moment.scenario, moment.phase, moment.round) == (step.scenario, "beside", step.round)
             assert (moment.spec["scenario"], moment.spec["phase"]) == ("high_pps_small_pkt", "load")
             assert moment.spec["seconds"] == 0.1
-    assert [step.phase for step in steps[-5:]] == ["beside", "beside", "load", "beside", "beside"]
+    assert not any(step.scenario == "soak_mixed" for step in steps if step.phase == "beside")
     assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "beside")
     assert not any(step.phase == "beside" for step in plan(short(beside_seconds=0.0)))
     variants = [Variant(), Variant("off", Settings(pool_cache=0))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -194,20 +195,28 @@ class Results:
     def beside(self, scenario: str, column: str) -> dict[int, float]:
         """Return a column's values of the baseline by round of `scenario`, measured right beside it; valid ones only.
 
-        Empty when the file wants none of that.
+        Between the moment before a round and the next one after it, by their geometric mean: a machine's mood is a factor.
+        Empty when the file wants no such moments.
         """
-        found = [phase for phase in self._moments() if phase.scenario == scenario]
-        values = {phase.round: metrics(phase.tree, None)[column] for phase in found}
-        return {number: value for number, value in values.items() if value is not None}
+        values: dict[int, float] = {}
+        last: int | None = None
+        for phase in self.phases:
+            if phase.phase != "beside" or phase.invalid is not None:
+                continue
+            value = metrics(phase.tree, None)[column]
+            if last is not None and value is not None:
+                values[last] = math.sqrt(values[last] * value)
+            last = None
+            if phase.scenario == scenario and value is not None:
+                values[phase.round] = value
+                last = phase.round
+        return values
 
     def moments(self, column: str) -> dict[int, float]:
         """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
-        values = [metrics(phase.tree, None)[column] for phase in self._moments()]
+        found = [phase for phase in self.phases if phase.phase == "beside" and phase.invalid is None]
+        values = [metrics(phase.tree, None)[column] for phase in found]
         return dict(enumerate(value for value in values if value is not None))
-
-    def _moments(self) -> list[PhaseResult]:
-        """Return the baseline's moments beside other scenarios, valid ones only."""
-        return [phase for phase in self._sorted() if phase.phase == "beside" and phase.invalid is None]
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

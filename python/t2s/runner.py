@@ -111,7 +111,7 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
 
     First the generator's self-tests, then the rounds: in each, all scenarios and variants in a shuffled order, load
     before capacity, and a moment of the baseline before each load. A soak's load phase, the longest, comes last and
-    once, with such moments before and after it.
+    once; it is held against all of those moments.
     """
     steps: list[Step] = []
 
@@ -142,11 +142,8 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
             if _has_capacity(number, file.run.rounds, file.run.capacity_rounds):
                 steps.append(step(scenario, "capacity", number, variant))
     for scenario in file.scenario:
-        if not scenario.soak:
-            continue
-        moments = [moment for number in range(file.run.rounds) for moment in beside(scenario, number)]
-        half = len(moments) // 2
-        steps += [*moments[:half], *(step(scenario, "load", 0, variant) for variant in variants), *moments[half:]]
+        if scenario.soak:
+            steps += [step(scenario, "load", 0, variant) for variant in variants]
     return steps
 
 
