@@ -195,8 +195,8 @@ class Results:
     def beside(self, scenario: str, column: str) -> dict[int, float]:
         """Return a column's values of the baseline by round of `scenario`, measured right beside it; valid ones only.
 
-        Between the moment before a round and the next one after it, by their geometric mean: a machine's mood is a factor.
-        Empty when the file wants no such moments.
+        Between the moment before a round and the next one after it, by their geometric mean: a machine's mood is a
+        factor. Empty when the file wants no such moments.
         """
         values: dict[int, float] = {}
         last: int | None = None

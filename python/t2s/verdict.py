@@ -214,7 +214,7 @@ def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, floa
     """Return the baseline's values that a scenario's are held against, by round.
 
     A soak has no rounds that a moment could stand beside: it is held against all moments of the run, which know the
-    machine's moods and how long they last better than the few right before and after it.
+    machine's moods and how long they last.
     """
     if not COLUMNS[column].is_estimate:
         return results.values(results.file.baseline, column)
