@@ -200,23 +200,26 @@ class Results:
         """
         values: dict[int, float] = {}
         last: int | None = None
-        for phase in self.phases:
-            if phase.phase != "beside" or phase.invalid is not None:
-                continue
-            value = metrics(phase.tree, None)[column]
+        for name, number, row in self._moments:
+            value = row[column]
             if last is not None and value is not None:
                 values[last] = math.sqrt(values[last] * value)
             last = None
-            if phase.scenario == scenario and value is not None:
-                values[phase.round] = value
-                last = phase.round
+            if name == scenario and value is not None:
+                values[number] = value
+                last = number
         return values
 
     def moments(self, column: str) -> dict[int, float]:
         """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
-        found = [phase for phase in self.phases if phase.phase == "beside" and phase.invalid is None]
-        values = [metrics(phase.tree, None)[column] for phase in found]
+        values = [row[column] for _, _, row in self._moments]
         return dict(enumerate(value for value in values if value is not None))
+
+    @cached_property
+    def _moments(self) -> list[tuple[str, int, Mapping[str, Value]]]:
+        """The valid moments of the baseline, as they were run: for which scenario and round, and their columns."""
+        found = [phase for phase in self.phases if phase.phase == "beside" and phase.invalid is None]
+        return [(phase.scenario, phase.round, metrics(phase.tree, None)) for phase in found]
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

@@ -7,8 +7,8 @@
 //! Promises: a timer never fires before its deadline, and fires at the first call at or after the end of the deadline's
 //! tick; timers of one tick fire in the order in which they came to its slot; a handler that re-arms its timer for now
 //! gets the next tick, so expiring always ends. A slot of a higher level may hold many timers: a caller whose turns must
-//! stay short bounds how many of them move in one call, and the wheel waits for the rest. Memory is 32 bytes a timer at the peak number of timers, which the
-//! caller's own tables bound; slots of ended timers are used again.
+//! stay short bounds how many of them move in one call, and the wheel waits for the rest. Memory is 32 bytes a timer at
+//! the peak number of timers, which the caller's own tables bound; slots of ended timers are used again.
 
 use crate::time::{Instant, MILLIS};
 

@@ -104,12 +104,15 @@ impl Excuse {
 }
 
 impl Witness {
-    /// A turn begins.
+    /// A turn begins; returns for how long the worker had been away before it, 0 if for no longer than a turn takes anyway.
     #[inline]
-    pub fn begin(&mut self, now: u64) {
-        if self.seen > 0 && now.saturating_sub(self.seen) > STALL {
-            self.disturb(self.seen, now);
+    pub fn begin(&mut self, now: u64) -> u64 {
+        let gap = now.saturating_sub(self.seen);
+        if self.seen == 0 || gap <= STALL {
+            return 0;
         }
+        self.disturb(self.seen, now);
+        gap
     }
 
     /// A turn has ended; with `drained` it had found no packet waiting.

@@ -8,7 +8,6 @@
 
 use super::recorder::Recorder;
 use super::result::Alarm;
-use super::stall::STALL;
 use crate::sys::clock::{thread_cpu_nanos, thread_sleeps};
 
 /// Time between two readings of the CPU clock and the count of sleeps, nanoseconds: 0.3 % of the thread.
@@ -47,8 +46,7 @@ pub struct Turns {
     read_at: u64,
     cpu: u64,
     sleeps: u64,
-    /// When the loop was seen last between turns, and the time that it was away there since the last reading.
-    seen: u64,
+    /// Time since then that the loop was away between turns, nanoseconds.
     gaps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
     pub origin: u64,
@@ -73,7 +71,6 @@ impl Turns {
             read_at: 0,
             cpu: 0,
             sleeps: 0,
-            seen: 0,
             gaps: 0,
             origin: 0,
             recorder: Recorder::new(),
@@ -88,7 +85,6 @@ impl Turns {
     pub fn begin(&mut self, now: u64) {
         *self = Self::new(self.watchdog, self.limit);
         self.origin = now;
-        self.seen = now;
         self.refresh(now);
     }
 
@@ -101,8 +97,6 @@ impl Turns {
     /// To be called between turns: keeps the CPU reading fresh.
     #[inline]
     pub fn between(&mut self, now: u64) {
-        self.note_gap(now);
-        self.seen = now;
         if self.watchdog && now.saturating_sub(self.read_at) > REFRESH {
             self.refresh(now);
         }
@@ -116,13 +110,10 @@ impl Turns {
         self.gaps = 0;
     }
 
-    /// The loop goes on; between two turns it takes no time by itself.
+    /// The loop was away for so long between two turns, nanoseconds.
     #[inline]
-    fn note_gap(&mut self, now: u64) {
-        let gap = now.saturating_sub(self.seen);
-        if gap > STALL {
-            self.gaps += gap;
-        }
+    pub fn away(&mut self, gap: u64) {
+        self.gaps += gap;
     }
 
     /// A turn has ended; `stamps` are its begin and the ends of its parts (all but the first and last may be equal).
@@ -135,8 +126,6 @@ impl Turns {
             self.max_on_cpu = self.max_on_cpu.max(wall);
             return 0;
         }
-        self.note_gap(stamps[0]);
-        self.seen = stamps[4];
         for (part, pair) in self.parts.iter_mut().zip(stamps.windows(2)) {
             *part += pair[1].saturating_sub(pair[0]);
         }
@@ -203,6 +192,7 @@ mod tests {
         let cpu = thread_cpu_nanos();
         while thread_cpu_nanos() - cpu < 3_000_000 {}
         let (begin, over) = (later + 20_000_000, later + 23_000_000);
+        turns.away(begin - later);
         assert!(turns.record(&[begin, begin, over, over, over]) < 1_000_000);
     }
 

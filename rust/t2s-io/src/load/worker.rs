@@ -204,7 +204,7 @@ impl Worker {
     /// One turn of the loop, begun at `now`.
     #[inline]
     pub fn turn(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Turn {
-        self.witness.begin(now);
+        self.turns.away(self.witness.begin(now));
         let mark = if out.fits(LARGEST) { self.read(device) } else { None };
         let read = self.dues.len();
         // Packets first, but not for ever.

@@ -157,6 +157,10 @@ impl Datagrams {
     }
 }
 
+fn control_token(id: SessionId) -> Token {
+    Token::new(Kind::Control, index(id) as u32, generation(id))
+}
+
 impl Worker {
     /// A client has sent its first datagram.
     pub(super) fn open_session(&mut self, id: SessionId, client: SocketAddr) {
@@ -209,15 +213,14 @@ impl Worker {
 
     /// Starts an association for a session that has none.
     fn associate(&mut self, id: SessionId) {
-        let token = Token::new(Kind::Control, index(id) as u32, generation(id));
-        match self.take_ahead(&Target::Associate, token) {
+        match self.take_ahead(&Target::Associate, control_token(id)) {
             Some((fd, attempt)) => self.associate_over(id, fd, attempt, Some(self.now)),
-            None => self.associate_anew(id, token),
+            None => self.associate_anew(id),
         }
     }
 
-    fn associate_anew(&mut self, id: SessionId, token: Token) {
-        match self.dial(&Target::Associate, token) {
+    fn associate_anew(&mut self, id: SessionId) {
+        match self.dial(&Target::Associate, control_token(id)) {
             Ok((fd, attempt)) => self.associate_over(id, fd, attempt, None),
             Err(failure) => self.refuse_session(id, &failure),
         }
@@ -239,7 +242,7 @@ impl Worker {
             Progress::Failed(failure) if taken.is_some_and(|at| has_crossed(attempt, &failure, self.now, at)) => {
                 self.ahead.give_up(self.now);
                 self.stats.dialled_again += 1;
-                self.associate_anew(id, Token::new(Kind::Control, index(id) as u32, generation(id)));
+                self.associate_anew(id);
             }
             Progress::Failed(failure) => self.refuse_session(id, &failure),
             Progress::Done(done) => {

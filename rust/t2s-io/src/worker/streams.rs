@@ -100,6 +100,10 @@ fn generation(flow: FlowId) -> u32 {
     (flow.to_bits() >> 32) as u32
 }
 
+fn token(flow: FlowId) -> Token {
+    Token::new(Kind::Stream, flow.index() as u32, generation(flow))
+}
+
 impl Streams {
     fn get(&mut self, flow: FlowId) -> Option<&mut Stream> {
         self.slots.get_mut(flow.index())?.as_mut().filter(|stream| stream.flow == flow)
@@ -179,10 +183,9 @@ impl Worker {
             Ok(target) => target,
             Err(refusal) => return self.stack.refused(self.now, flow, refusal),
         };
-        let token = Token::new(Kind::Stream, flow.index() as u32, generation(flow));
-        let (fd, attempt, again) = match self.take_ahead(&target, token) {
+        let (fd, attempt, again) = match self.take_ahead(&target, token(flow)) {
             Some((fd, attempt)) => (fd, attempt, Some(target.clone())),
-            None => match self.dial(&target, token) {
+            None => match self.dial(&target, token(flow)) {
                 Ok((fd, attempt)) => (fd, attempt, None),
                 Err(failure) => return self.refuse_stream(flow, &failure),
             },
@@ -282,7 +285,7 @@ impl Worker {
     fn dial_again(&mut self, flow: FlowId, target: &Target) {
         self.ahead.give_up(self.now);
         self.stats.dialled_again += 1;
-        match self.dial(target, Token::new(Kind::Stream, flow.index() as u32, generation(flow))) {
+        match self.dial(target, token(flow)) {
             Ok((fd, attempt)) => {
                 if let Some(stream) = self.streams.get(flow) {
                     stream.fd = fd;
