@@ -136,13 +136,13 @@ fn sessions(c: &mut Criterion) {
     let target = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 53);
     let mut table = Sessions::new(Config::default().udp, 16_384, [1, 2, 3, 4]);
     for n in 0..16_384 {
-        let _ = table.open(Instant::ZERO, client(n), target, &mut pool).expect("room");
+        let _ = table.open(Instant::ZERO, table.seek(client(n)), target, &mut pool).expect("room");
     }
     let mut n = 0u32;
     group.bench_function("lookup_push_pop/16384", |b| {
         b.iter(|| {
             n = n.wrapping_mul(5).wrapping_add(1) % 16_384;
-            let id = table.open(Instant::ZERO, client(n), target, &mut pool).expect("is there").id;
+            let id = table.open(Instant::ZERO, table.seek(client(n)), target, &mut pool).expect("is there").id;
             let buf = segment(&mut pool, 64);
             assert!(table.push(Instant::ZERO, id, target, buf).is_ok());
             let (_, buf) = table.pop(id).expect("just pushed");
@@ -153,7 +153,7 @@ fn sessions(c: &mut Criterion) {
     group.bench_function("open_evict/16384", |b| {
         b.iter(|| {
             fresh += 1;
-            black_box(table.open(Instant::ZERO, client(fresh), target, &mut pool).expect("evicts")).evicted
+            black_box(table.open(Instant::ZERO, table.seek(client(fresh)), target, &mut pool).expect("evicts")).evicted
         });
     });
     group.finish();

@@ -66,6 +66,13 @@ pub struct Closed {
     pub dropped: u16,
 }
 
+/// A search for a client's session, begun by [`Sessions::seek`].
+#[derive(Clone, Copy, Debug)]
+pub struct Sought {
+    client: SocketAddr,
+    hash: u64,
+}
+
 /// What [`Sessions::open`] did.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,18 +252,26 @@ impl Sessions {
         self.find(self.hasher.hash_one(client), client)
     }
 
+    /// Begins the search for a client's session: what it looks at first is on its way to the cache.
+    #[inline]
+    pub fn seek(&self, client: SocketAddr) -> Sought {
+        let client = plain(client);
+        let hash = self.hasher.hash_one(client);
+        self.by_client.site().prefetch(hash);
+        Sought { client, hash }
+    }
+
     /// The session of a client, opened if it has none; at the cap the session that was idle longest is closed for it.
     ///
     /// A new session starts as one that speaks to `target`'s port (which decides its timeout); nothing is queued yet.
     pub fn open(
         &mut self,
         now: Instant,
-        client: SocketAddr,
+        sought: Sought,
         target: SocketAddr,
         pool: &mut PoolCache,
     ) -> Result<Opened, DropReason> {
-        let client = plain(client);
-        let hash = self.hasher.hash_one(client);
+        let Sought { client, hash } = sought;
         if let Some(id) = self.find(hash, client) {
             return Ok(Opened { id, fresh: false, evicted: None });
         }
@@ -463,10 +478,13 @@ impl Sessions {
         self.used[class as usize].push(index);
     }
 
-    /// Gets a few slots ready if none is and the table is in use, so that the first touch of their memory is not a
-    /// packet's: for when nothing waits.
+    /// For when nothing waits: fetches what the next new session will close at the cap. Below it, gets a few slots ready
+    /// if none is and the table is in use, so that the first touch of their memory is not a packet's.
     pub fn prepare(&mut self) {
-        if self.free_slots.is_empty() && !self.is_empty() && self.slots.len() < self.capacity as usize {
+        if self.by_client.len() >= self.capacity as usize {
+            let goes_next = self.longest_idle().and_then(|id| self.client(id));
+            goes_next.map(|client| self.seek(client));
+        } else if self.free_slots.is_empty() && !self.is_empty() && self.slots.len() < self.capacity as usize {
             let first = self.slots.len() as u32;
             for index in first..(first + PREPARED).min(self.capacity) {
                 self.add_slot();

@@ -96,6 +96,8 @@ impl Inner {
             Ok(udp) => udp,
             Err(reason) => return self.refuse(packet, reason),
         };
+        let client = SocketAddr::new(ip.src, udp.src_port);
+        let sought = self.sessions.seek(client);
         self.probe.mark(Stage::Parse);
         if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {
             return self.refuse(packet, DropReason::UdpChecksum);
@@ -114,14 +116,14 @@ impl Inner {
         }
         let start = usize::from(ip.payload) + UDP_HEADER;
         let end = usize::from(ip.payload) + usize::from(udp.len);
-        let (client, target) = (SocketAddr::new(ip.src, udp.src_port), SocketAddr::new(ip.dst, udp.dst_port));
+        let target = SocketAddr::new(ip.dst, udp.dst_port);
         if udp.dst_port == DNS_PORT && self.config.dns == DnsCheck::Strict {
             match dns::Message::parse(&bytes[start..end]) {
                 Ok(message) if message.is_query() => self.stats.dns_queries += 1,
                 Ok(_) | Err(_) => return self.refuse(packet, DropReason::DnsMalformed),
             }
         }
-        let opened = match self.sessions.open(now, client, target, &mut self.pool) {
+        let opened = match self.sessions.open(now, sought, target, &mut self.pool) {
             Ok(opened) => opened,
             Err(reason) => return self.refuse(packet, reason),
         };

@@ -37,7 +37,8 @@ impl Bench {
     }
 
     fn open(&mut self, now: u64, n: u16, port: u16) -> Opened {
-        self.table.open(at(now), client(n), target(port), &mut self.cache).expect("the table has room for one")
+        let sought = self.table.seek(client(n));
+        self.table.open(at(now), sought, target(port), &mut self.cache).expect("the table has room for one")
     }
 
     fn push(&mut self, now: u64, id: SessionId, port: u16, byte: u8) -> Result<(), DropReason> {
@@ -83,7 +84,7 @@ fn flow_label_and_scope_do_not_make_a_client() {
     let mut bench = Bench::new(CONFIG, 4);
     let ip = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
     let with = |flow, scope| SocketAddr::V6(SocketAddrV6::new(ip, 1, flow, scope));
-    let opened = bench.table.open(at(0), with(1, 2), target(1), &mut bench.cache).expect("room");
+    let opened = bench.table.open(at(0), bench.table.seek(with(1, 2)), target(1), &mut bench.cache).expect("room");
     assert_eq!(bench.table.lookup(with(3, 4)), Some(opened.id));
 }
 
@@ -177,7 +178,7 @@ fn the_longest_idle_makes_room() {
 #[test]
 fn a_table_without_room_refuses() {
     let mut bench = Bench::new(CONFIG, 0);
-    let refused = bench.table.open(at(0), client(1), target(1), &mut bench.cache);
+    let refused = bench.table.open(at(0), bench.table.seek(client(1)), target(1), &mut bench.cache);
     assert_eq!(refused, Err(DropReason::FlowTableFull));
 }
 
@@ -208,7 +209,8 @@ fn churn_at_the_cap_changes_nothing() {
     let mut longest = 0;
     for n in 0..CHURN {
         let client = SocketAddr::from(([10, 1, (n >> 16) as u8, 1], n as u16));
-        let opened = bench.table.open(at(u64::from(n)), client, target(443), &mut bench.cache).expect("room");
+        let opened =
+            bench.table.open(at(u64::from(n)), bench.table.seek(client), target(443), &mut bench.cache).expect("room");
         assert_eq!((opened.fresh, opened.evicted.is_some()), (true, n >= CAPACITY));
         if n % CAPACITY == CAPACITY - 1 {
             longest = longest.max(bench.table.by_client.longest_probe());
@@ -226,7 +228,12 @@ fn a_table_beyond_its_reserve_grows() {
     let reserved = bench.table.by_client.slots();
     let client = |n: u32| SocketAddr::from(([10, (n >> 16) as u8, 0, 1], n as u16));
     for n in 0..2 * RESERVED_MAX {
-        assert!(bench.table.open(at(0), client(n), target(443), &mut bench.cache).is_ok_and(|opened| opened.fresh));
+        assert!(
+            bench
+                .table
+                .open(at(0), bench.table.seek(client(n)), target(443), &mut bench.cache)
+                .is_ok_and(|opened| opened.fresh)
+        );
     }
     assert!(bench.table.by_client.slots() > reserved);
     assert!((0..2 * RESERVED_MAX).all(|n| bench.table.lookup(client(n)).is_some()));
