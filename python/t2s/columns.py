@@ -225,7 +225,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("loop_alarms", "alarms", Over.SUM, "jitter alarms of the watchdog", _alarms),
     Column("cpu_percent", "%", Over.MEDIAN, "CPU of the engine's threads, idle polling left out", at("cpu.percent")),
     Column(
-        "cpu_sustained_percent", "%", Over.MIN, "the level that each 1 s window reached, 10 in a row", _cpu_sustained
+        "cpu_sustained_percent", "%", Over.MIN, "the level that each window of 1 s (or shorter round) reached, 10 in a row", _cpu_sustained
     ),
     Column("cpu_ns_per_packet", "ns", Over.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
     Column("rss_bytes", "bytes", Over.MAX, "resident memory of the process at the end", _rss_last),
