@@ -17,6 +17,8 @@
 //! | `timer` | deadlines: retransmission, persist, delayed ACK, keepalive, idle, TIME-WAIT |
 //! | `teardown` | FIN both ways, RST, abort |
 //! | `queue` | byte queues of pooled buffers |
+//! | `budget` | memory that the queues of a worker's flows share |
+//! | `state`, `stats` | where a flow stands and why it ended; counters |
 //!
 //! Promises: RFC 9293 (passive side), 7323 (window scale, timestamps, PAWS), 2018 and 6675 (SACK both ways, limited
 //! transmit of RFC 3042 included), 6298 (RTO with Karn's rule), 5681/6582 or 9438 (congestion control), 5961 (blind
@@ -32,6 +34,7 @@
 
 mod accept;
 mod acknowledge;
+mod budget;
 mod congestion;
 mod queue;
 mod receive;
@@ -39,6 +42,8 @@ mod rtt;
 mod sack;
 mod segment;
 mod send;
+mod state;
+mod stats;
 mod teardown;
 #[cfg(test)]
 mod tests;
@@ -57,115 +62,10 @@ use rtt::Rtt;
 use sack::Scoreboard;
 
 pub use accept::Refusal;
+pub use budget::BufferBudget;
+pub use state::{CloseReason, State};
+pub use stats::TcpStats;
 pub use timer::TimerKind;
-
-/// Where a flow stands (RFC 9293, section 3.3.2).
-///
-/// LISTEN and SYN-SENT are missing, see the module header. CLOSED means: nothing more happens, release it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// SYN-RECEIVED with the SYN-ACK withheld until the upstream has answered.
-    SynPending,
-    /// SYN-RECEIVED: SYN-ACK sent, not acknowledged.
-    SynReceived,
-    /// Both directions open.
-    Established,
-    /// The client has sent FIN; the upstream may go on.
-    CloseWait,
-    /// The upstream has ended; our FIN is queued or unacknowledged.
-    FinWait1,
-    /// Our FIN is acknowledged; the client may go on.
-    FinWait2,
-    /// Both have sent FIN, ours first or at the same time; ours is unacknowledged.
-    Closing,
-    /// Both have sent FIN, the client first; ours is queued or unacknowledged.
-    LastAck,
-    /// Both ended, ours first: waits for stray segments.
-    TimeWait,
-    /// Nothing left to do.
-    Closed,
-}
-
-impl State {
-    /// Whether the handshake is over and the connection not (RFC 9293: the synchronized states).
-    pub const fn is_synchronized(self) -> bool {
-        !matches!(self, Self::SynPending | Self::SynReceived | Self::Closed)
-    }
-
-    /// Whether the client may still send new bytes.
-    pub const fn may_receive(self) -> bool {
-        matches!(self, Self::SynReceived | Self::Established | Self::FinWait1 | Self::FinWait2)
-    }
-
-    /// Whether bytes of the upstream may still be taken.
-    pub const fn may_send(self) -> bool {
-        matches!(self, Self::SynPending | Self::SynReceived | Self::Established | Self::CloseWait)
-    }
-
-    /// The stable name, as it stands in flow tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::SynPending => "syn_pending",
-            Self::SynReceived => "syn_received",
-            Self::Established => "established",
-            Self::CloseWait => "close_wait",
-            Self::FinWait1 => "fin_wait1",
-            Self::FinWait2 => "fin_wait2",
-            Self::Closing => "closing",
-            Self::LastAck => "last_ack",
-            Self::TimeWait => "time_wait",
-            Self::Closed => "closed",
-        }
-    }
-}
-
-/// Why a flow ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum CloseReason {
-    /// FIN in both directions, all acknowledged.
-    Finished,
-    /// The client sent RST.
-    PeerReset,
-    /// The upstream or the stack aborted it.
-    Aborted,
-    /// The upstream refused it before it was established.
-    Refused,
-    /// The upstream did not answer the connect in time.
-    ConnectTimeout,
-    /// The client did not acknowledge in spite of all retransmissions (RFC 9293, section 3.8.3: R2).
-    RetransmitTimeout,
-    /// Keepalive probes stayed unanswered.
-    KeepaliveTimeout,
-    /// No traffic for `TcpConfig::idle_timeout`.
-    IdleTimeout,
-    /// FIN-WAIT-2 without traffic.
-    FinWait2Timeout,
-    /// The client sent bytes after the upstream had stopped reading (RFC 1122, section 4.2.2.13).
-    ReaderGone,
-    /// The client refused the handshake's sequence numbers or sent a malformed one.
-    Protocol,
-}
-
-impl CloseReason {
-    /// The stable name, as it stands in results and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::PeerReset => "peer_reset",
-            Self::Aborted => "aborted",
-            Self::Refused => "refused",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::RetransmitTimeout => "retransmit_timeout",
-            Self::KeepaliveTimeout => "keepalive_timeout",
-            Self::IdleTimeout => "idle_timeout",
-            Self::FinWait2Timeout => "fin_wait2_timeout",
-            Self::ReaderGone => "reader_gone",
-            Self::Protocol => "protocol",
-        }
-    }
-}
 
 /// News of a flow since the last [`Tcb::take_events`]: a set of bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -202,151 +102,6 @@ impl Events {
     /// Adds the bits of `other`.
     fn insert(&mut self, other: Self) {
         self.0 |= other.0;
-    }
-}
-
-/// Counters of TCP events, written by the worker that owns the flows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TcpStats {
-    /// Flows made from a SYN.
-    pub accepted: u64,
-    /// Flows whose handshake completed.
-    pub established: u64,
-    /// Segments handed to a flow.
-    pub segments_in: u64,
-    /// Of these, taken by the fast path.
-    pub predicted: u64,
-    /// Payload bytes that came in sequence.
-    pub bytes_in: u64,
-    /// Segments (super-segments count once) sent.
-    pub segments_out: u64,
-    /// Payload bytes sent, retransmissions included.
-    pub bytes_out: u64,
-    /// Payload bytes that the client acknowledged.
-    pub bytes_acked: u64,
-    /// Segments sent that carry nothing but an acknowledgement.
-    pub acks_out: u64,
-    /// Segments that came out of order.
-    pub out_of_order: u64,
-    /// Segments retransmitted, for whatever reason.
-    pub retransmits: u64,
-    /// Retransmission timeouts.
-    pub timeouts: u64,
-    /// Entries into fast recovery.
-    pub recoveries: u64,
-    /// Duplicate acknowledgements received.
-    pub duplicate_acks: u64,
-    /// Challenge ACKs sent (RFC 5961).
-    pub challenge_acks: u64,
-    /// Zero-window probes sent.
-    pub window_probes: u64,
-    /// Keepalive probes sent.
-    pub keepalive_probes: u64,
-    /// RST segments sent.
-    pub resets_out: u64,
-    /// Flows ended by an acceptable RST.
-    pub resets_in: u64,
-}
-
-impl TcpStats {
-    /// Adds another worker's counters to these.
-    pub fn merge(&mut self, other: &Self) {
-        self.accepted += other.accepted;
-        self.established += other.established;
-        self.segments_in += other.segments_in;
-        self.predicted += other.predicted;
-        self.bytes_in += other.bytes_in;
-        self.segments_out += other.segments_out;
-        self.bytes_out += other.bytes_out;
-        self.bytes_acked += other.bytes_acked;
-        self.acks_out += other.acks_out;
-        self.out_of_order += other.out_of_order;
-        self.retransmits += other.retransmits;
-        self.timeouts += other.timeouts;
-        self.recoveries += other.recoveries;
-        self.duplicate_acks += other.duplicate_acks;
-        self.challenge_acks += other.challenge_acks;
-        self.window_probes += other.window_probes;
-        self.keepalive_probes += other.keepalive_probes;
-        self.resets_out += other.resets_out;
-        self.resets_in += other.resets_in;
-    }
-}
-
-/// Payload bytes queued over all flows of one worker, in both directions, against a limit.
-///
-/// The limit is soft by design: a window once advertised is honoured. Near it (3/4) windows and rooms stop growing and
-/// fall back to their floor, above it nothing new is promised; the pool's ceiling is the hard bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BufferBudget {
-    limit: u64,
-    used: u64,
-    peak: u64,
-    /// What all receive windows have grown beyond their floor.
-    grown: u64,
-}
-
-/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and what
-/// a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
-const WINDOW_GROWTH: u64 = 32 << 20;
-
-impl BufferBudget {
-    /// An unused budget of `limit` bytes.
-    pub const fn new(limit: u64) -> Self {
-        Self { limit, used: 0, peak: 0, grown: 0 }
-    }
-
-    /// Bytes queued now.
-    pub const fn used(&self) -> u64 {
-        self.used
-    }
-
-    /// The most bytes that were ever queued.
-    pub const fn peak(&self) -> u64 {
-        self.peak
-    }
-
-    /// The limit.
-    pub const fn limit(&self) -> u64 {
-        self.limit
-    }
-
-    /// Above half of the limit: nothing grows.
-    const fn is_busy(&self) -> bool {
-        self.used > self.limit / 2
-    }
-
-    /// Whether a window may grow by so much; it has then.
-    fn grow(&mut self, bytes: u32) -> bool {
-        let fits = !self.is_busy() && self.grown + u64::from(bytes) <= WINDOW_GROWTH;
-        self.grown += if fits { u64::from(bytes) } else { 0 };
-        fits
-    }
-
-    /// A window has shrunk by so much, or is gone.
-    fn shrink(&mut self, bytes: u32) {
-        debug_assert!(self.grown >= u64::from(bytes), "more shrunk than grown");
-        self.grown = self.grown.saturating_sub(bytes.into());
-    }
-
-    /// Above three quarters of the limit: everything falls back to its floor.
-    const fn is_tight(&self) -> bool {
-        self.used > self.limit / 4 * 3
-    }
-
-    /// At the limit: nothing new is promised.
-    const fn is_exhausted(&self) -> bool {
-        self.used >= self.limit
-    }
-
-    fn charge(&mut self, bytes: usize) {
-        self.used += bytes as u64;
-        self.peak = self.peak.max(self.used);
-    }
-
-    fn discharge(&mut self, bytes: usize) {
-        debug_assert!(self.used >= bytes as u64, "more discharged than charged");
-        self.used = self.used.saturating_sub(bytes as u64);
     }
 }
 

@@ -10,6 +10,7 @@
 mod capture;
 mod phase;
 mod player;
+mod rewrite;
 mod script;
 #[cfg(test)]
 mod tests;

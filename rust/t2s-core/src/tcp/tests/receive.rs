@@ -1,6 +1,7 @@
 //! What comes in: order, acknowledgements, windows, and segments that do not belong (RFC 5961, RFC 7323).
 
 use super::*;
+use crate::tcp::budget::WINDOW_GROWTH;
 
 #[test]
 fn every_second_segment_is_acknowledged_the_first_after_a_while() {
