@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -130,6 +131,31 @@ def test_tables_show_medians_ratios_and_failures(outcome):
     assert "other: not here. no such module" in said
     assert "tun2proxy: ended by itself 2 times" in said
     assert "tun2proxy, up1: failed 1 times: no way" in said
+
+
+class Held:
+    """Streams that one engine's instance holds until it is stopped; stands for both sides."""
+
+    def __init__(self, holder):
+        self.holder = holder
+        self.stopped = []
+
+    def instance(self, name):
+        return SimpleNamespace(name=name, stop=lambda: self.stopped.append(name))
+
+    def wait(self):
+        return self.holder is None or self.holder in self.stopped
+
+
+@pytest.mark.parametrize(
+    ("holder", "blameless", "stopped"),
+    [(None, True, []), ("own", False, ["own"]), ("other", True, ["own", "own", "other"])],
+)
+def test_whoever_holds_streams_is_stopped_and_only_its_own_measure_is_blamed(holder, blameless, stopped):
+    held = Held(holder)
+    own, other = held.instance("own"), held.instance("other")
+    assert run.streams_gone(held, [own, other], own) is blameless
+    assert held.stopped == stopped
 
 
 def test_what_an_engine_leaves_behind_is_said():

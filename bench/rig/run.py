@@ -10,6 +10,7 @@ import random
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rig import peer, process
@@ -21,7 +22,7 @@ from rig.process import RigError
 from rig.settle import Settling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from rig.engine import Engine
@@ -161,7 +162,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
     live: list[Instance] = []
     draw = random.Random(plan.seed)
     with world(plan, tool, live) as net:
-        settling = Settling.of(net)
+        let_go = partial(streams_gone, Settling.of(net), live)
         context = Context(net, tool, plan.seconds, plan.warmup, plan.folder, plan.profile)
         for at, engine in enumerate(plan.engines):
             for kind, key in enumerate(((MTU, False), (1500, False), (MTU, True)), start=1):
@@ -175,14 +176,30 @@ def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
                 draw.shuffle(order)
                 for engine in order:
                     instance = made[engine.name, measure.mtu, measure.fresh]
-                    sample = take(context, settling, measure, instance, round_)
+                    sample = take(context, let_go, measure, instance, round_)
                     outcome.samples.append(sample)
                     outcome.deaths[engine.name] = sum(i.deaths for i in live if i.engine.name == engine.name)
                     say(line(sample, plan.rounds))
     return outcome
 
 
-def take(context: Context, settling: Settling, measure: Measure, instance: Instance, round_: int) -> Sample:
+def streams_gone(settling: Settling, live: Sequence[Instance], instance: Instance) -> bool:
+    """Wait until streams are gone, if need be by stopping who holds them; return whether that was not `instance`."""
+    if settling.wait():
+        return True
+    instance.stop()
+    if settling.wait():
+        return False
+    # Somebody else's, whose own measure had left too few to be seen.
+    for other in live:
+        other.stop()
+    settling.wait()
+    return True
+
+
+def take(
+    context: Context, let_go: Callable[[Instance], bool], measure: Measure, instance: Instance, round_: int
+) -> Sample:
     """Measure once."""
     all_before, idle_before, stolen_before = process.machine_ticks()
     numbers: dict[str, float] = {}
@@ -194,10 +211,7 @@ def take(context: Context, settling: Settling, measure: Measure, instance: Insta
     except RigError as reason:
         error = str(reason)
     all_after, idle_after, stolen_after = process.machine_ticks()
-    settled = settling.wait()
-    if not settled:
-        instance.stop()
-        settling.wait()
+    settled = let_go(instance)
     ticks = max(1, all_after - all_before)
     return Sample(
         round=round_,

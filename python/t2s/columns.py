@@ -18,7 +18,7 @@ Value = float | int | None
 Getter = Callable[[Tree], Value]
 
 SUSTAINED_WINDOWS = 10
-"""Windows of one second that "sustained" asks for: the reference's rule looks at 10 s of full load."""
+"""Windows (of one second, or a shorter round) that "sustained" asks for: the reference's rule looks at 10 s of load."""
 
 BITS_PER_MBIT = 1e6
 
@@ -225,7 +225,11 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("loop_alarms", "alarms", Over.SUM, "jitter alarms of the watchdog", _alarms),
     Column("cpu_percent", "%", Over.MEDIAN, "CPU of the engine's threads, idle polling left out", at("cpu.percent")),
     Column(
-        "cpu_sustained_percent", "%", Over.MIN, "the level that each window of 1 s (or shorter round) reached, 10 in a row", _cpu_sustained
+        "cpu_sustained_percent",
+        "%",
+        Over.MIN,
+        "the level that each window (1 s at most) reached, 10 in a row",
+        _cpu_sustained,
     ),
     Column("cpu_ns_per_packet", "ns", Over.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
     Column("rss_bytes", "bytes", Over.MAX, "resident memory of the process at the end", _rss_last),

@@ -88,7 +88,8 @@ impl Index {
         self.find(hash, |_| true)
     }
 
-    /// Where the slots are, for hints from outside of the index's lock.
+    /// Where the slots are, for hints; may be kept outside of the index's lock.
+    #[inline]
     pub(crate) fn site(&self) -> Site {
         Site { at: self.slots.as_ptr().addr(), mask: self.mask() }
     }

@@ -66,7 +66,8 @@ pub struct Closed {
     pub dropped: u16,
 }
 
-/// A search for a client's session, begun by [`Sessions::seek`].
+/// A search for a client's session, begun by [`Sessions::seek`] of the same table.
+#[must_use]
 #[derive(Clone, Copy, Debug)]
 pub struct Sought {
     client: SocketAddr,
@@ -272,6 +273,7 @@ impl Sessions {
         pool: &mut PoolCache,
     ) -> Result<Opened, DropReason> {
         let Sought { client, hash } = sought;
+        debug_assert_eq!(hash, self.hasher.hash_one(client), "sought in this table");
         if let Some(id) = self.find(hash, client) {
             return Ok(Opened { id, fresh: false, evicted: None });
         }
@@ -478,12 +480,14 @@ impl Sessions {
         self.used[class as usize].push(index);
     }
 
-    /// For when nothing waits: fetches what the next new session will close at the cap. Below it, gets a few slots ready
+    /// For when nothing waits. At the cap, fetches what the next new session will close; below it, gets a few slots ready
     /// if none is and the table is in use, so that the first touch of their memory is not a packet's.
     pub fn prepare(&mut self) {
         if self.by_client.len() >= self.capacity as usize {
-            let goes_next = self.longest_idle().and_then(|id| self.client(id));
-            goes_next.map(|client| self.seek(client));
+            // Its slot comes by being asked for its client.
+            if let Some(client) = self.longest_idle().and_then(|id| self.client(id)) {
+                let _ = self.seek(client);
+            }
         } else if self.free_slots.is_empty() && !self.is_empty() && self.slots.len() < self.capacity as usize {
             let first = self.slots.len() as u32;
             for index in first..(first + PREPARED).min(self.capacity) {

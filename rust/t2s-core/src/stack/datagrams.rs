@@ -97,6 +97,7 @@ impl Inner {
             Err(reason) => return self.refuse(packet, reason),
         };
         let client = SocketAddr::new(ip.src, udp.src_port);
+        // Before the checksum, which takes about as long as the index needs to come.
         let sought = self.sessions.seek(client);
         self.probe.mark(Stage::Parse);
         if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {

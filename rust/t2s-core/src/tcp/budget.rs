@@ -1,5 +1,9 @@
 //! Memory that the queues of a worker's flows share.
 
+/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and what
+/// a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
+pub(super) const WINDOW_GROWTH: u64 = 32 << 20;
+
 /// Payload bytes queued over all flows of one worker, in both directions, against a limit.
 ///
 /// The limit is soft by design: a window once advertised is honoured. Near it (3/4) windows and rooms stop growing and
@@ -12,10 +16,6 @@ pub struct BufferBudget {
     /// What all receive windows have grown beyond their floor.
     pub(super) grown: u64,
 }
-
-/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and what
-/// a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
-pub(super) const WINDOW_GROWTH: u64 = 32 << 20;
 
 impl BufferBudget {
     /// An unused budget of `limit` bytes.

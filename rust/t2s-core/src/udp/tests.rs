@@ -176,8 +176,22 @@ fn the_longest_idle_makes_room() {
 }
 
 #[test]
+fn a_search_outlives_what_others_open() {
+    let mut bench = Bench::new(CONFIG, 64);
+    let sought = bench.table.seek(client(0));
+    for n in 1..=40 {
+        assert!(bench.open(0, n, 80).fresh);
+    }
+    let opened = bench.table.open(at(0), sought, target(80), &mut bench.cache).expect("room");
+    assert!(opened.fresh);
+    assert_eq!(bench.table.lookup(client(0)), Some(opened.id));
+    bench.ends_empty();
+}
+
+#[test]
 fn a_table_without_room_refuses() {
     let mut bench = Bench::new(CONFIG, 0);
+    bench.table.prepare();
     let refused = bench.table.open(at(0), bench.table.seek(client(1)), target(1), &mut bench.cache);
     assert_eq!(refused, Err(DropReason::FlowTableFull));
 }

@@ -122,7 +122,8 @@ pub struct CpuResult {
     pub idle_poll_ns: u64,
     /// `engine_ns` as a share of one CPU for each worker, percent.
     pub percent: f64,
-    /// The busiest worker's percentage in each 1 s window (a shorter last one is left out).
+    /// The busiest worker's percentage in each window of 1 s, or of the measured time if that is shorter (a shorter last
+    /// one is left out).
     pub windows: Vec<f64>,
     /// `engine_ns` a packet.
     pub ns_per_packet: f64,

@@ -22,8 +22,11 @@ const RSS_EVERY: u64 = 100_000_000;
 /// Samples of resident memory that are kept; when full, every second one goes and the time between two doubles.
 const RSS_SAMPLES: usize = 4_096;
 
-/// Length of a CPU window, nanoseconds.
+/// Length of a CPU window, nanoseconds; that of the measured time where that is shorter.
 const WINDOW: u64 = 1_000_000_000;
+
+/// A window ends so long after the measured time at most, nanoseconds: what comes then is the drain's.
+const LATE: u64 = 50_000_000;
 
 /// CPU windows that are kept: 7 days.
 const WINDOWS: usize = 604_800;
@@ -39,6 +42,7 @@ pub struct Sampler {
     next_rss: u64,
     /// The busiest worker's CPU use in each window, percent, without empty polls.
     pub windows: Vec<f64>,
+    window: u64,
     next_window: u64,
     /// CPU and idle time of each worker at the begin of the window.
     last: Vec<(u64, u64)>,
@@ -56,6 +60,7 @@ impl Sampler {
             rss_every: RSS_EVERY,
             next_rss: begin,
             windows: Vec::new(),
+            window: WINDOW.min(end.saturating_sub(begin)),
             next_window: begin,
             last: Vec::new(),
             hiccup_max: 0,
@@ -64,15 +69,16 @@ impl Sampler {
 
     /// How long until something is due, at most `most`, nanoseconds: each look takes a CPU from a thread that is measured.
     pub fn rest(&self, now: u64, most: u64) -> u64 {
-        if now < self.begin || now > self.end {
+        if now < self.begin || now > self.end + LATE {
             return most;
         }
-        self.next_rss.min(self.next_window).max(now + 1) - now
+        let until = |due: u64| due.max(now + 1) - now;
+        if now <= self.end { until(self.next_rss.min(self.next_window)) } else { until(self.next_window).min(most) }
     }
 
     /// Looks at what is due. `overslept` is how much longer than asked the caller has just slept.
     pub fn look(&mut self, now: u64, overslept: u64, workers: &[Gauge]) {
-        if now < self.begin || now > self.end + WINDOW / 4 {
+        if now < self.begin || now > self.end + LATE {
             return;
         }
         self.hiccup_max = self.hiccup_max.max(overslept);
@@ -101,7 +107,7 @@ impl Sampler {
     fn close_window(&mut self, now: u64, workers: &[Gauge]) {
         let read = |gauge: &Gauge| (gauge.cpu.load(Ordering::Relaxed), gauge.idle.load(Ordering::Relaxed));
         let current: Vec<(u64, u64)> = workers.iter().map(read).collect();
-        let wall = now - (self.next_window - WINDOW.min(self.next_window));
+        let wall = now - (self.next_window - self.window.min(self.next_window));
         if self.last.len() == current.len() && self.windows.len() < WINDOWS {
             let busy = |(old, new): (&(u64, u64), &(u64, u64))| {
                 let (cpu, idle) = (new.0.saturating_sub(old.0), new.1.saturating_sub(old.1));
@@ -110,7 +116,7 @@ impl Sampler {
             self.windows.push(self.last.iter().zip(&current).map(busy).fold(0.0, f64::max));
         }
         self.last = current;
-        self.next_window = now + WINDOW;
+        self.next_window = now + self.window;
     }
 }
 
@@ -137,6 +143,23 @@ mod tests {
         gauges[1].idle.store(WINDOW * 3 / 4, Ordering::Relaxed);
         sampler.look(2 * WINDOW, 0, &gauges);
         assert_eq!(sampler.windows, [25.0]);
+    }
+
+    #[test]
+    fn a_short_phase_is_one_window_and_the_drain_none() {
+        let gauges = [Gauge::default()];
+        let length = WINDOW * 4 / 5;
+        let mut sampler = Sampler::new(WINDOW, WINDOW + length);
+        sampler.look(WINDOW, 0, &gauges);
+        gauges[0].cpu.store(length / 2, Ordering::Relaxed);
+        sampler.look(WINDOW + RSS_EVERY, 0, &gauges);
+        assert!(sampler.windows.is_empty());
+        sampler.look(WINDOW + length, 0, &gauges);
+        assert_eq!(sampler.windows, [50.0]);
+        for late in 1..40 {
+            sampler.look(WINDOW + length + late * RSS_EVERY, 0, &gauges);
+        }
+        assert_eq!(sampler.windows.len(), 1);
     }
 
     #[test]
