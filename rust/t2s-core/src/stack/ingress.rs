@@ -6,6 +6,7 @@ use super::api::{Disposition, Packet, Request};
 use super::flows::Flow;
 use super::owner::worker_of;
 use super::{Held, Inner};
+use crate::config::Config;
 use crate::flow::{FlowKey, FlowMap};
 use crate::fragment::Outcome;
 use crate::stats::{DropReason, Stage};
@@ -268,7 +269,7 @@ impl Inner {
         if self.flows.len() >= self.config.max_tcp_flows as usize && !self.evict(now) {
             return Err(DropReason::FlowTableFull);
         }
-        let mss = local_mss(self.config.mtu, key.src());
+        let mss = local_mss(&self.config, key.src());
         let isn = self.initial_sequence(now, &key);
         let isn = least.map_or(isn, |least| least.max(isn));
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
@@ -297,9 +298,50 @@ fn starts_flow(flags: Flags) -> bool {
     flags.syn() && !flags.intersects(Flags::ACK.with(Flags::RST).with(Flags::FIN))
 }
 
-/// The largest payload of a TCP segment on this device (RFC 9293, section 3.7.1): the MTU less both headers.
-pub(super) fn local_mss(mtu: u16, client: IpAddr) -> u16 {
+/// Payload of a super-segment as Linux fills it, in whole segments: its 65,536 bytes less what it keeps for headers (320).
+const SUPER_SEGMENT: u16 = 65_000;
+
+/// The MSS that a client is told (RFC 9293, section 3.7.1): the MTU less both headers, or a little less where more then
+/// goes into a super-segment.
+pub(super) fn local_mss(config: &Config, client: IpAddr) -> u16 {
     let headers = if client.is_ipv4() { 40 } else { 60 };
     // RFC 9293, section 3.7.1: 536 is what every host must take; smaller MTUs exist, but not below IPv4's 68.
-    mtu.saturating_sub(headers).max(8)
+    let mss = config.mtu.saturating_sub(headers).max(8);
+    if config.offload.tso { filling(mss) } else { mss }
+}
+
+/// An MSS of which whole segments fill a super-segment. Seven of the 8,460 bytes of an MTU of 8,500 leave a tenth of it
+/// empty, in both directions; eight of 8,125 do not. Where that is not worth a sixteenth, the MSS stays what it is.
+fn filling(mss: u16) -> u16 {
+    let whole = SUPER_SEGMENT / mss;
+    let smaller = SUPER_SEGMENT / (whole + 1);
+    let payload = |count: u16, mss: u16| u32::from(count) * u32::from(mss);
+    if whole > 0 && payload(whole + 1, smaller) > payload(whole, mss) / 16 * 17 { smaller } else { mss }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Offload;
+
+    #[test]
+    fn segments_fill_a_super_segment() {
+        for (mss, told) in [(8, 8), (536, 536), (1_460, 1_460), (8_460, 8_125), (8_960, 8_960), (16_344, 16_250)] {
+            assert_eq!(filling(mss), told);
+        }
+        for mss in 8..=u16::MAX {
+            let told = filling(mss);
+            assert!(told <= mss && (told == mss || SUPER_SEGMENT % told < SUPER_SEGMENT / 100), "{mss}: {told}");
+        }
+    }
+
+    #[test]
+    fn without_offload_the_mss_is_what_the_mtu_leaves() {
+        let [v4, v6] = [IpAddr::from([10, 0, 0, 2]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 2])];
+        let config = Config { mtu: 8_500, ..Config::default() };
+        assert_eq!([v4, v6].map(|client| local_mss(&config, client)), [8_460, 8_440]);
+        let config = Config { offload: Offload { tso: true, ..Offload::default() }, ..config };
+        assert_eq!([v4, v6].map(|client| local_mss(&config, client)), [8_125, 8_125]);
+        assert_eq!(local_mss(&Config { mtu: 10, ..config }, v4), 8);
+    }
 }
