@@ -303,7 +303,7 @@ const SUPER_SEGMENT: u16 = 65_000;
 
 /// The MSS that a client is told (RFC 9293, section 3.7.1): the MTU less both headers, or a little less where more then
 /// goes into a super-segment.
-pub(super) fn local_mss(config: &Config, client: IpAddr) -> u16 {
+fn local_mss(config: &Config, client: IpAddr) -> u16 {
     let headers = if client.is_ipv4() { 40 } else { 60 };
     // RFC 9293, section 3.7.1: 536 is what every host must take; smaller MTUs exist, but not below IPv4's 68.
     let mss = config.mtu.saturating_sub(headers).max(8);
