@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::buffer::Buf;
-use super::depot::{Handle, Magazine, magazine_size};
+use super::depot::{Handle, magazine_size};
 use super::memory::Block;
+use super::shelf::Magazine;
 use super::{CLASSES, PoolExhausted, class_of};
 
 /// Allocations and frees of one thread by class. Written by its owner alone, read by anyone.

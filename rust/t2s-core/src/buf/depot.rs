@@ -1,15 +1,12 @@
-//! What the threads share: shelves of magazines over slabs, one lock a class, and the ceiling over all.
+//! What the threads share: a shelf and a lock for each class, and the ceiling over all.
 
-use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::cache::{Counters, PoolCache};
 use super::memory::{Block, Slab, slab_blocks, slab_bytes};
+use super::shelf::{Magazine, Shelf};
 use super::{CLASSES, PoolConfig, PoolExhausted, PoolStats};
-
-/// An array of free blocks of one class; full at its capacity, to which it is created.
-pub(super) type Magazine = Vec<Block>;
 
 /// Most bytes of buffers in one magazine: bounds what a thread hoards, and what one exchange moves.
 const MAGAZINE_BYTES: usize = 512 * 1024;
@@ -20,151 +17,9 @@ const UNCACHED_MAGAZINE: usize = 64;
 /// Magazines that one turn of giving back takes apart under the lock (about 10 µs for workers that wait meanwhile).
 const REAP_STEP: usize = 8;
 
-/// Empty magazines that the depot keeps for exchanges; more are freed.
-const EMPTY_KEPT: usize = 32;
-
 /// Buffers of a full magazine of a class; 0 when the cache is off.
 pub(super) fn magazine_size(cache: u16, class: usize) -> usize {
     if cache == 0 { 0 } else { (cache as usize).min((MAGAZINE_BYTES / CLASSES[class]).max(1)) }
-}
-
-/// The pool of one class.
-#[derive(Default)]
-struct Shelf {
-    /// Magazines with buffers: taken and put at the back, reaped from the front, where the coldest are.
-    full: VecDeque<Magazine>,
-    empty: Vec<Magazine>,
-    /// Single buffers (dropped, flushed, or all of them when there is no cache) until they make a magazine.
-    loose: Magazine,
-    /// Whether `loose` was used since the last giving back.
-    loose_used: bool,
-    /// The fewest full magazines since the last giving back, and in the interval before: what nobody needed.
-    least_full: usize,
-    least_before: usize,
-    /// Slabs by id; `None` for ids that are vacant (then in `vacant`) or about to be filled.
-    slabs: Vec<Option<Slab>>,
-    vacant: Vec<u32>,
-    /// Slabs with blocks to take. The lowest id first, so that live buffers gather and other slabs empty out.
-    partial: BTreeSet<u32>,
-    /// No handle is left: blocks go straight to their slabs, and idle slabs to the system.
-    closed: bool,
-    misses: u64,
-    dropped: u64,
-    exchanges: u64,
-    lock_wait_ns: u64,
-}
-
-impl Shelf {
-    /// A magazine with buffers, if there is one.
-    fn pop_full(&mut self) -> Option<Magazine> {
-        let magazine = self.full.pop_back();
-        self.least_full = self.least_full.min(self.full.len());
-        magazine
-    }
-
-    fn keep_empty(&mut self, magazine: Magazine) {
-        if self.empty.len() < EMPTY_KEPT && magazine.capacity() > 0 {
-            self.empty.push(magazine);
-        }
-    }
-
-    /// Moves up to `size` buffers into `magazine`: loose ones, else from slabs.
-    fn fill(&mut self, magazine: &mut Magazine, size: usize) {
-        if !self.loose.is_empty() {
-            self.loose_used = true;
-            let keep = self.loose.len().saturating_sub(size - magazine.len());
-            magazine.extend(self.loose.drain(keep..));
-            return;
-        }
-        while magazine.len() < size {
-            let Some(block) = self.take_from_slabs() else { return };
-            magazine.push(block);
-        }
-    }
-
-    fn take_from_slabs(&mut self) -> Option<Block> {
-        let id = *self.partial.first()?;
-        let slab = self.slabs[id as usize].as_mut().expect("an id in `partial` names a slab");
-        let block = slab.take();
-        if !slab.has_free() {
-            self.partial.remove(&id);
-        }
-        block
-    }
-
-    /// Puts a single buffer.
-    fn put(&mut self, block: Block, size: usize) {
-        self.loose_used = true;
-        if self.loose.len() == self.loose.capacity() {
-            let empty = self.take_empty(size);
-            let full = std::mem::replace(&mut self.loose, empty);
-            // At first there is a magazine without room, which is no magazine.
-            if !full.is_empty() {
-                self.full.push_back(full);
-            }
-        }
-        self.loose.push(block);
-    }
-
-    fn take_empty(&mut self, size: usize) -> Magazine {
-        self.empty.pop().unwrap_or_else(|| Magazine::with_capacity(size))
-    }
-
-    /// Returns a block to its slab; the slab, if it is idle now, leaves the shelf for the caller to drop unlocked.
-    fn restore(&mut self, block: Block) -> Option<Slab> {
-        let id = block.slab_id();
-        let place = &mut self.slabs[id as usize];
-        let slab = place.as_mut().expect("a block's slab stays until the block is back");
-        slab.put(block);
-        if slab.is_idle() {
-            let slab = place.take();
-            self.partial.remove(&id);
-            self.vacant.push(id);
-            return slab;
-        }
-        self.partial.insert(id);
-        None
-    }
-
-    /// Takes out the slabs that nobody ever took a block of (two threads grew the heap for one need).
-    fn take_unused(&mut self) -> Vec<Slab> {
-        let Self { slabs, vacant, partial, .. } = self;
-        let mut unused = Vec::new();
-        partial.retain(|&id| {
-            let place = &mut slabs[id as usize];
-            let idle = place.as_ref().is_some_and(Slab::is_idle);
-            if idle {
-                unused.extend(place.take());
-                vacant.push(id);
-            }
-            !idle
-        });
-        unused
-    }
-
-    /// An id for a slab that is about to be mapped.
-    fn reserve_id(&mut self) -> u32 {
-        self.vacant.pop().unwrap_or_else(|| {
-            self.slabs.push(None);
-            self.slabs.len() as u32 - 1
-        })
-    }
-
-    fn add(&mut self, slab: Slab) {
-        let id = slab.id();
-        self.slabs[id as usize] = Some(slab);
-        self.partial.insert(id);
-    }
-
-    /// Magazines that nobody needed over two intervals; begins the next interval.
-    fn excess(&mut self) -> usize {
-        let idle = self.least_full.min(self.least_before);
-        self.least_before = self.least_full;
-        self.least_full = self.full.len();
-        // When most lie idle, all are taken apart: what is needed comes back from the lowest slabs, which gathers the
-        // buffers in use and lets the other slabs go.
-        if idle * 2 >= self.full.len() && idle > 0 { self.full.len() } else { idle }
-    }
 }
 
 /// The shared part of a pool. Kept alive by its handles and by every mapped slab.

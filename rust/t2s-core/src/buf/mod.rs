@@ -19,6 +19,7 @@ mod buffer;
 mod cache;
 mod depot;
 mod memory;
+mod shelf;
 
 pub use buffer::Buf;
 pub use cache::PoolCache;
