@@ -109,6 +109,8 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
             "free": offered,
             "pool_miss": 5,
             "pool_miss_steady": 0,
+            "slabs_ahead": 3,
+            "slabs_ahead_steady": 0,
             "bytes_heap": 10_240,
             "bytes_heap_peak": 10_240,
             "bytes_live_after_drain": 0,

@@ -267,6 +267,21 @@ def test_a_heap_that_rises_in_each_of_five_rounds_has_grown():
     assert results.verdicts.status("base") is Status.PASS
 
 
+@pytest.mark.parametrize("grown", ["pool_miss_steady", "slabs_ahead_steady"])
+def test_a_heap_that_rises_in_few_rounds_is_unknown_if_it_grew_after_warm_up(grown):
+    def rising(steady):
+        peaks = iter((20_000, 30_000))
+
+        def change(spec, tree):
+            if spec["phase"] == "load" and spec["scenario"] == "other":
+                tree["pool"] |= {"bytes_heap_peak": next(peaks), grown: steady}
+
+        return measured('fail_if = "heap_growth_bytes > 0"', change, rounds=2).verdicts.status("other")
+
+    assert rising(1) is Status.INCONCLUSIVE
+    assert rising(0) is Status.PASS
+
+
 def test_the_run_is_as_good_as_its_worst_scenario_and_no_better_than_complete():
     results = measured(P99, scale(3, "latency", "p99"))
     assert results.verdicts.overall is Status.FAIL

@@ -85,7 +85,8 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     "alarms": ("event_loop_alarms", "Event-loop iterations above the limit.", {}, 1),
     "pool_alloc": ("pool_allocations", "Buffers handed out by the pool.", {}, 1),
     "pool_free": ("pool_frees", "Buffers that came back.", {}, 1),
-    "pool_miss": ("pool_misses", "Allocations that grew the pool.", {}, 1),
+    "pool_miss": ("pool_misses", "Allocations that grew the pool, and waited for it.", {}, 1),
+    "pool_slabs_ahead": ("pool_slabs_ahead", "Slabs by which the pool grew when nothing waited.", {}, 1),
     "pool_refused": ("pool_refused", "Allocations refused.", {}, 1),
     "pool_lock_wait_ns": ("pool_lock_wait_seconds", "Time that threads waited for the pool's locks.", {}, NANOS),
 }

@@ -301,6 +301,7 @@ def _memory(results: Results) -> str:
             f"- {row['scenario']}: alloc={count(row['alloc'])}, free={count(row['free'])}, "
             f"pool_miss={count(row['pool_miss'])} ({100 * misses:.6f}%), "
             f"after warm-up {count(row['pool_miss_steady'])}, "
+            f"slabs ahead of need {count(row['slabs_ahead'])}, "
             f"bytes_heap={size(row['bytes_heap'])} (peak {size(row['bytes_heap_peak'])}), "
             f"bytes_live after drain={count(row['bytes_live'])}, lock_wait_ns={count(row['lock_wait_ns'])}, "
             f"reassembly peak {size(row['reassembly_peak_bytes'])} of {size(row['reassembly_cap_bytes'])}, "

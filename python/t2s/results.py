@@ -322,8 +322,8 @@ def _generator_bound(row: Row, rate_pps: float | None) -> str | None:
 def _with_heap_growth(rows: Iterable[Row]) -> list[Row]:
     """Fill in `heap_growth_bytes`, which says whether the pool's heap rose from round to round.
 
-    Fewer than `GROWTH_ROUNDS` rounds that rise may do so by accident. They show that nothing grew when no allocation
-    missed after warm-up, or when the short capacity phases needed as large a heap as the load phases ever had; else
+    Fewer than `GROWTH_ROUNDS` rounds that rise may do so by accident. They show that nothing grew when no round's
+    heap did after warm-up, or when the short capacity phases needed as large a heap as the load phases ever had; else
     nothing is known (null).
     """
     grouped: dict[tuple[str, str], list[Row]] = {}
@@ -336,7 +336,7 @@ def _with_heap_growth(rows: Iterable[Row]) -> list[Row]:
             continue
         growth: float | None = 0.0
         if all(later > earlier for earlier, later in pairwise(peaks)):
-            steady = max(row["pool_miss_steady"] or 0 for row in group) == 0
+            steady = not any(row["pool_miss_steady"] or row["slabs_ahead_steady"] for row in group)
             short = max(row["capacity_bytes_heap_peak"] or 0 for row in group)
             if len(peaks) >= GROWTH_ROUNDS:
                 growth = peaks[-1] - peaks[0]

@@ -14,7 +14,7 @@ pub mod http_connect;
 pub mod icmp;
 mod index;
 mod order;
-mod prefetch;
+pub mod prefetch;
 pub mod reassembly;
 pub mod socks5;
 pub mod stack;

@@ -32,6 +32,8 @@ struct Rack {
 /// A thread's way to its pool. Cheap to use, a few KiB to hold; dropping it returns what it caches.
 pub struct PoolCache {
     racks: [Rack; CLASSES.len()],
+    /// Classes, as bits, of which little was left at this thread's last visit to the depot.
+    low: u8,
     counters: Arc<Counters>,
     pool: Handle,
 }
@@ -45,7 +47,7 @@ impl PoolCache {
         });
         let counters = Arc::new(Counters::default());
         pool.register(&counters);
-        Self { racks, counters, pool }
+        Self { racks, low: 0, counters, pool }
     }
 
     /// An empty buffer with room for `len` bytes, of which the first `headroom` lie in front of its content.
@@ -81,6 +83,22 @@ impl PoolCache {
         if let Some(block) = class_of(len).and_then(|class| self.racks[class].loaded.last()) {
             block.prefetch(len);
         }
+    }
+
+    /// Maps a slab for each class of which little is left in the depot, so that no allocation waits for the system:
+    /// between turns, when nobody waits. Next to nothing when there is nothing to do.
+    #[inline]
+    pub fn grow_ahead(&mut self) {
+        if self.low != 0 {
+            self.map_ahead();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn map_ahead(&mut self) {
+        let low = std::mem::take(&mut self.low);
+        (0..CLASSES.len()).filter(|class| low & 1 << class != 0).for_each(|class| self.pool.shared().grow_ahead(class));
     }
 
     /// Gives a buffer back. One of another pool goes home too, by way of that pool's lock.
@@ -121,10 +139,13 @@ impl PoolCache {
     fn reload(&mut self, class: usize) -> Result<Block, PoolExhausted> {
         let rack = &mut self.racks[class];
         if rack.loaded.capacity() == 0 {
-            return self.pool.shared().take_one(class);
+            let (block, low) = self.pool.shared().take_one(class)?;
+            self.low |= u8::from(low) << class;
+            return Ok(block);
         }
         if rack.previous.is_empty() {
-            self.pool.shared().take_magazine(class, &mut rack.loaded)?;
+            let low = self.pool.shared().take_magazine(class, &mut rack.loaded)?;
+            self.low |= u8::from(low) << class;
         } else {
             std::mem::swap(&mut rack.loaded, &mut rack.previous);
         }

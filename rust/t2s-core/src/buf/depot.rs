@@ -62,14 +62,19 @@ impl Shared {
         magazine_size(cache, class)
     }
 
-    /// Fills an empty magazine, in exchange or from slabs; grows the heap when there is nothing.
-    pub(super) fn take_magazine(self: &Arc<Self>, class: usize, magazine: &mut Magazine) -> Result<(), PoolExhausted> {
+    /// Fills an empty magazine, in exchange or from slabs; grows the heap when there is nothing. Tells whether little is
+    /// left: then [`Self::grow_ahead`] is due.
+    pub(super) fn take_magazine(
+        self: &Arc<Self>,
+        class: usize,
+        magazine: &mut Magazine,
+    ) -> Result<bool, PoolExhausted> {
         debug_assert!(magazine.is_empty());
         let mut shelf = self.lock(class);
         shelf.exchanges += 1;
         if let Some(full) = shelf.pop_full() {
             shelf.keep_empty(std::mem::replace(magazine, full));
-            return Ok(());
+            return Ok(shelf.is_low());
         }
         let size = self.size(class);
         shelf.fill(magazine, size);
@@ -78,23 +83,23 @@ impl Shared {
             shelf = self.grow(class)?;
             shelf.fill(magazine, size);
         }
-        Ok(())
+        Ok(shelf.is_low())
     }
 
-    /// Takes one buffer under the lock.
-    pub(super) fn take_one(self: &Arc<Self>, class: usize) -> Result<Block, PoolExhausted> {
+    /// Takes one buffer under the lock; tells whether little is left, as [`Self::take_magazine`] does.
+    pub(super) fn take_one(self: &Arc<Self>, class: usize) -> Result<(Block, bool), PoolExhausted> {
         let mut shelf = self.lock(class);
         shelf.exchanges += 1;
         loop {
             shelf.loose_used = true;
             if let Some(block) = shelf.loose.pop() {
-                return Ok(block);
+                return Ok((block, shelf.is_low()));
             }
             if let Some(full) = shelf.pop_full() {
                 let empty = std::mem::replace(&mut shelf.loose, full);
                 shelf.keep_empty(empty);
             } else if let Some(block) = shelf.take_from_slabs() {
-                return Ok(block);
+                return Ok((block, shelf.is_low()));
             } else {
                 drop(shelf);
                 shelf = self.grow(class)?;
@@ -162,18 +167,33 @@ impl Shared {
                 return Err(self.refuse());
             }
         }
+        let Some(slab) = self.map(class) else { return Err(self.refuse()) };
+        let mut shelf = self.lock(class);
+        shelf.misses += 1;
+        shelf.add(slab);
+        Ok(shelf)
+    }
+
+    /// Maps a slab for the next need, if the class is still low. Nobody asked for it, so at the ceiling, or when the
+    /// system has none, nothing is refused.
+    pub(super) fn grow_ahead(self: &Arc<Self>, class: usize) {
+        if self.lock(class).is_low()
+            && self.reserve(slab_bytes(class))
+            && let Some(slab) = self.map(class)
+        {
+            self.lock(class).add_spare(slab);
+        }
+    }
+
+    /// Maps a slab whose bytes are reserved, with no lock held; ends the reservation when the system refuses.
+    fn map(self: &Arc<Self>, class: usize) -> Option<Slab> {
         let id = self.lock(class).reserve_id();
         let slab = Slab::map(self, self.config.memory, class, id);
-        let mut shelf = self.lock(class);
-        if let Some(slab) = slab {
-            shelf.misses += 1;
-            shelf.add(slab);
-            return Ok(shelf);
+        if slab.is_none() {
+            self.lock(class).vacant.push(id);
+            self.heap.fetch_sub(slab_bytes(class), Ordering::Relaxed);
         }
-        shelf.vacant.push(id);
-        drop(shelf);
-        self.heap.fetch_sub(bytes, Ordering::Relaxed);
-        Err(self.refuse())
+        slab
     }
 
     /// Counts `bytes` as heap if they stay below the ceiling.
@@ -190,7 +210,10 @@ impl Shared {
 
     /// Gives up what a class holds idle, if that can free a slab: a refusal at the ceiling must stay cheap.
     fn make_room(&self, class: usize) {
-        let magazines = self.lock(class).full.len();
+        let mut shelf = self.lock(class);
+        let (magazines, spare) = (shelf.full.len(), shelf.take_spare());
+        drop(shelf);
+        self.unmap(spare);
         if magazines * self.size(class) >= slab_blocks(class) {
             self.reap(class, magazines);
         }
@@ -217,10 +240,11 @@ impl Shared {
         }
     }
 
-    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then.
+    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, the spare one too.
     fn reap_rest(&self, class: usize, loose: bool) {
         let mut shelf = self.lock(class);
         let mut idle = shelf.take_unused();
+        idle.extend(shelf.take_spare());
         if loose {
             let loose = std::mem::take(&mut shelf.loose);
             idle.extend(loose.into_iter().filter_map(|block| shelf.restore(block)));
@@ -293,6 +317,7 @@ impl Shared {
             // Readers wait here without timing: statistics do not count as waiting of the packet path.
             let shelf = self.shelves[class].lock().unwrap_or_else(PoisonError::into_inner);
             stats.pool_miss += shelf.misses;
+            stats.slabs_ahead += shelf.ahead;
             stats.lock_wait_ns += shelf.lock_wait_ns;
             stats.depot_exchanges += shelf.exchanges;
             let free = free[class] + shelf.dropped;

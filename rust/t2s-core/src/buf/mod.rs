@@ -75,8 +75,10 @@ pub struct PoolStats {
     pub alloc: u64,
     /// Buffers that came back, freed or dropped.
     pub free: u64,
-    /// Allocations that had to grow the heap by a slab.
+    /// Allocations that had to grow the heap by a slab, and waited for it.
     pub pool_miss: u64,
+    /// Slabs by which [`PoolCache::grow_ahead`] grew the heap, when no allocation waited.
+    pub slabs_ahead: u64,
     /// Allocations refused: at the ceiling, out of system memory, or larger than the largest class.
     pub refused: u64,
     /// Bytes of slabs held now.

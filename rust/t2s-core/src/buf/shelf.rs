@@ -28,9 +28,12 @@ pub(super) struct Shelf {
     pub(super) vacant: Vec<u32>,
     /// Slabs with blocks to take. The lowest id first, so that live buffers gather and other slabs empty out.
     partial: BTreeSet<u32>,
+    /// A slab that was mapped before anything needed it; untouched, so its pages take no memory yet.
+    spare: Option<Slab>,
     /// No handle is left: blocks go straight to their slabs, and idle slabs to the system.
     pub(super) closed: bool,
     pub(super) misses: u64,
+    pub(super) ahead: u64,
     pub(super) dropped: u64,
     pub(super) exchanges: u64,
     pub(super) lock_wait_ns: u64,
@@ -65,6 +68,11 @@ impl Shelf {
     }
 
     pub(super) fn take_from_slabs(&mut self) -> Option<Block> {
+        if self.partial.is_empty()
+            && let Some(spare) = self.spare.take()
+        {
+            self.add(spare);
+        }
         let id = *self.partial.first()?;
         let slab = self.slabs[id as usize].as_mut().expect("an id in `partial` names a slab");
         let block = slab.take();
@@ -72,6 +80,28 @@ impl Shelf {
             self.partial.remove(&id);
         }
         block
+    }
+
+    /// Whether the last slab with free blocks has been begun, and nothing stands behind it.
+    pub(super) fn is_low(&self) -> bool {
+        self.partial.len() <= 1 && self.spare.is_none() && self.full.is_empty() && self.loose.is_empty()
+    }
+
+    /// Keeps a slab for later.
+    pub(super) fn add_spare(&mut self, slab: Slab) {
+        self.ahead += 1;
+        match self.spare {
+            None => self.spare = Some(slab),
+            // Another thread had the same thought.
+            Some(_) => self.add(slab),
+        }
+    }
+
+    /// Takes the spare slab out, for the caller to drop unlocked.
+    pub(super) fn take_spare(&mut self) -> Option<Slab> {
+        let spare = self.spare.take()?;
+        self.vacant.push(spare.id());
+        Some(spare)
     }
 
     /// Puts a single buffer.

@@ -187,6 +187,66 @@ fn live_buffers_gather_so_that_slabs_empty() {
 }
 
 #[test]
+fn between_turns_the_pool_grows_before_anything_waits() {
+    static MEMORY: CountedMemory = CountedMemory::new(usize::MAX);
+    for cache_size in [0, 64] {
+        let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: cache_size, ..PoolConfig::default() });
+        let mut cache = pool.cache();
+        cache.grow_ahead();
+        assert_eq!(MEMORY.mapped(), 0, "nothing was ever needed");
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            held.extend((0..64).map(|_| cache.alloc(2_000, 0).expect("room")));
+            cache.grow_ahead();
+        }
+        let stats = pool.stats();
+        assert_eq!((stats.pool_miss, stats.slabs_ahead), (1, 50), "6,400 buffers fill 50 slabs, and one is spare");
+        assert_eq!(MEMORY.mapped(), 51);
+        held.drain(..).for_each(|buf| cache.free(buf));
+        for _ in 0..1_000 {
+            let buf = cache.alloc(2_000, 0).expect("room");
+            cache.grow_ahead();
+            cache.free(buf);
+        }
+        assert_eq!(pool.stats().slabs_ahead, 50, "there is plenty");
+        cache.flush();
+        pool.reclaim();
+        assert_eq!((pool.stats().bytes_heap, MEMORY.mapped()), (0, 0));
+    }
+}
+
+#[test]
+fn what_was_mapped_ahead_makes_room_at_the_ceiling() {
+    let pool = pool(5 * MIB / 4, 64);
+    let mut cache = pool.cache();
+    let small = cache.alloc(2_000, 0).expect("room");
+    cache.grow_ahead();
+    assert_eq!((pool.stats().bytes_heap, pool.stats().slabs_ahead), (MIB / 2, 1));
+    let large = cache.alloc(60_000, 0).expect("the spare slab makes room");
+    cache.grow_ahead();
+    let stats = pool.stats();
+    assert_eq!((stats.pool_miss, stats.slabs_ahead, stats.refused), (2, 1, 0), "at the ceiling nothing grows ahead");
+    cache.free(small);
+    cache.free(large);
+    cache.flush();
+    pool.reclaim();
+    assert_eq!(pool.stats().bytes_heap, 0);
+}
+
+#[test]
+fn growing_ahead_without_memory_refuses_nothing() {
+    static MEMORY: CountedMemory = CountedMemory::new(1);
+    let pool = Pool::new(PoolConfig { memory: &MEMORY, ..PoolConfig::default() });
+    let mut cache = pool.cache();
+    let small = cache.alloc(100, 0).expect("room");
+    let heap = pool.stats().bytes_heap;
+    cache.grow_ahead();
+    let stats = pool.stats();
+    assert_eq!((stats.refused, stats.slabs_ahead, stats.bytes_heap), (0, 0, heap));
+    cache.free(small);
+}
+
+#[test]
 fn a_system_without_memory_is_a_refusal() {
     static MEMORY: CountedMemory = CountedMemory::new(2);
     let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: 4, ..PoolConfig::default() });
@@ -257,6 +317,7 @@ fn threads_hand_buffers_on_without_loss() {
                 scope.spawn(move || {
                     let mut cache = pool.cache();
                     for round in 0..ROUNDS {
+                        cache.grow_ahead();
                         let len = [64, 1_500, 9_000, 65_000][(round + thread as usize) % 4];
                         let mut buf = cache.alloc(len, 0).expect("room");
                         buf.grow(len);
@@ -327,6 +388,7 @@ enum Step {
     Free(usize),
     Drop(usize),
     Flush,
+    GrowAhead,
     GiveBack,
     Reclaim,
     Write { at: usize, byte: u8 },
@@ -340,6 +402,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => any::<usize>().prop_map(Step::Free),
         1 => any::<usize>().prop_map(Step::Drop),
         1 => Just(Step::Flush),
+        3 => Just(Step::GrowAhead),
         1 => Just(Step::GiveBack),
         1 => Just(Step::Reclaim),
         4 => (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Step::Write { at, byte }),
@@ -398,6 +461,7 @@ proptest! {
                 }
                 Step::Free(_) | Step::Drop(_) | Step::Write { .. } => {}
                 Step::Flush => cache.flush(),
+                Step::GrowAhead => cache.grow_ahead(),
                 Step::GiveBack => pool.give_back(),
                 Step::Reclaim => pool.reclaim(),
             }

@@ -41,6 +41,10 @@ pub struct PoolResult {
     pub pool_miss: u64,
     /// The same after warm-up.
     pub pool_miss_steady: u64,
+    /// Slabs by which the heap grew before an allocation needed them, in the whole phase.
+    pub slabs_ahead: u64,
+    /// The same after warm-up.
+    pub slabs_ahead_steady: u64,
     /// Bytes held from the system at the end of the window.
     pub bytes_heap: u64,
     /// The most ever held.

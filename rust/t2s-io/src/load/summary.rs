@@ -205,6 +205,8 @@ fn pool(parts: &Parts<'_>) -> PoolResult {
         free: end.free.saturating_sub(begin.free),
         pool_miss: last.pool_miss,
         pool_miss_steady: end.pool_miss.saturating_sub(begin.pool_miss),
+        slabs_ahead: last.slabs_ahead,
+        slabs_ahead_steady: end.slabs_ahead.saturating_sub(begin.slabs_ahead),
         bytes_heap: end.bytes_heap as u64,
         bytes_heap_peak: last.bytes_heap_peak as u64,
         bytes_live_after_drain: last.bytes_live as u64,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
-use t2s_core::buf::{Pool, PoolConfig};
+use t2s_core::buf::{Pool, PoolConfig, PoolStats};
 use t2s_core::stats::{DropCounts, Stage, StageTimes};
 
 use super::capture::{Capture, CaptureError};
@@ -293,7 +293,7 @@ pub fn run_capture(spec: &CaptureSpec, control: &Control, gauge: &[Gauge]) -> Re
             steady = Some(pool.stats());
         }
     }
-    Ok(result(spec, &watch, &sums, &pool, steady.map_or(0, |stats| stats.pool_miss), &config))
+    Ok(result(spec, &watch, &sums, &pool, &steady.unwrap_or_default(), &config))
 }
 
 fn result(
@@ -301,7 +301,7 @@ fn result(
     watch: &Watch<'_>,
     sums: &Sums,
     pool: &Pool,
-    misses_before: u64,
+    before: &PoolStats,
     config: &t2s_core::config::Config,
 ) -> PhaseResult {
     let last = pool.stats();
@@ -341,7 +341,9 @@ fn result(
             alloc: last.alloc,
             free: last.free,
             pool_miss: last.pool_miss,
-            pool_miss_steady: last.pool_miss.saturating_sub(misses_before),
+            pool_miss_steady: last.pool_miss.saturating_sub(before.pool_miss),
+            slabs_ahead: last.slabs_ahead,
+            slabs_ahead_steady: last.slabs_ahead.saturating_sub(before.slabs_ahead),
             bytes_heap: last.bytes_heap as u64,
             bytes_heap_peak: last.bytes_heap_peak as u64,
             bytes_live_after_drain: last.bytes_live as u64,

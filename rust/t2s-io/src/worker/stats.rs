@@ -257,8 +257,10 @@ pub struct TunnelStats {
     pub pool_alloc: u64,
     /// Buffers that came back.
     pub pool_free: u64,
-    /// Allocations that grew the pool.
+    /// Allocations that grew the pool, and waited for it.
     pub pool_miss: u64,
+    /// Slabs by which the pool grew when nothing waited.
+    pub pool_slabs_ahead: u64,
     /// Allocations refused.
     pub pool_refused: u64,
     /// Bytes that the pool holds.
@@ -278,6 +280,7 @@ impl TunnelStats {
             pool_alloc: pool.alloc,
             pool_free: pool.free,
             pool_miss: pool.pool_miss,
+            pool_slabs_ahead: pool.slabs_ahead,
             pool_refused: pool.refused,
             pool_bytes: pool.bytes_heap as u64,
             pool_bytes_live: pool.bytes_live as u64,
