@@ -15,7 +15,7 @@ pub fn prefetch_to_read(at: *const u8, bytes: usize) {
 
 /// As [`prefetch_to_read`], in a state that can be written.
 #[inline]
-pub fn prefetch_to_write(at: *const u8, bytes: usize) {
+pub(crate) fn prefetch_to_write(at: *const u8, bytes: usize) {
     for offset in (0..bytes).step_by(LINE) {
         line_to_write(at.wrapping_add(offset));
     }

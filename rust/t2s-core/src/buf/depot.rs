@@ -22,6 +22,11 @@ pub(super) fn magazine_size(cache: u16, class: usize) -> usize {
     if cache == 0 { 0 } else { (cache as usize).min((MAGAZINE_BYTES / CLASSES[class]).max(1)) }
 }
 
+/// Fewer buffers than that are little, where a slab is to be mapped ahead: half of one.
+fn few(class: usize) -> usize {
+    slab_blocks(class) / 2
+}
+
 /// The shared part of a pool. Kept alive by its handles and by every mapped slab.
 pub(super) struct Shared {
     config: PoolConfig,
@@ -74,7 +79,7 @@ impl Shared {
         shelf.exchanges += 1;
         if let Some(full) = shelf.pop_full() {
             shelf.keep_empty(std::mem::replace(magazine, full));
-            return Ok(shelf.is_low());
+            return Ok(shelf.is_low(few(class)));
         }
         let size = self.size(class);
         shelf.fill(magazine, size);
@@ -83,7 +88,7 @@ impl Shared {
             shelf = self.grow(class)?;
             shelf.fill(magazine, size);
         }
-        Ok(shelf.is_low())
+        Ok(shelf.is_low(few(class)))
     }
 
     /// Takes one buffer under the lock; tells whether little is left, as [`Self::take_magazine`] does.
@@ -93,13 +98,13 @@ impl Shared {
         loop {
             shelf.loose_used = true;
             if let Some(block) = shelf.loose.pop() {
-                return Ok((block, shelf.is_low()));
+                return Ok((block, shelf.is_low(few(class))));
             }
             if let Some(full) = shelf.pop_full() {
                 let empty = std::mem::replace(&mut shelf.loose, full);
                 shelf.keep_empty(empty);
             } else if let Some(block) = shelf.take_from_slabs() {
-                return Ok((block, shelf.is_low()));
+                return Ok((block, shelf.is_low(few(class))));
             } else {
                 drop(shelf);
                 shelf = self.grow(class)?;
@@ -161,9 +166,9 @@ impl Shared {
     /// Maps a slab (with no lock held) and returns the shelf that has it. Other classes' idle slabs make room first.
     fn grow(self: &Arc<Self>, class: usize) -> Result<MutexGuard<'_, Shelf>, PoolExhausted> {
         let bytes = slab_bytes(class);
-        if !self.reserve(bytes) {
+        if !self.reserve(bytes, 0) {
             (0..CLASSES.len()).filter(|&other| other != class).for_each(|other| self.make_room(other));
-            if !self.reserve(bytes) {
+            if !self.reserve(bytes, 0) {
                 return Err(self.refuse());
             }
         }
@@ -174,15 +179,18 @@ impl Shared {
         Ok(shelf)
     }
 
-    /// Maps a slab for the next need, if the class is still low. Nobody asked for it, so at the ceiling, or when the
-    /// system has none, nothing is refused.
-    pub(super) fn grow_ahead(self: &Arc<Self>, class: usize) {
-        if self.lock(class).is_low()
-            && self.reserve(slab_bytes(class))
-            && let Some(slab) = self.map(class)
-        {
+    /// Maps a slab for the next need, if the class is still low; tells whether it did. Nobody asked for it: a slab of any
+    /// class must still fit below the ceiling, and when the system has none, nothing is refused.
+    pub(super) fn grow_ahead(self: &Arc<Self>, class: usize) -> bool {
+        if !self.lock(class).is_low(few(class)) || !self.reserve(slab_bytes(class), slab_bytes(CLASSES.len() - 1)) {
+            return false;
+        }
+        let slab = self.map(class);
+        let mapped = slab.is_some();
+        if let Some(slab) = slab {
             self.lock(class).add_spare(slab);
         }
+        mapped
     }
 
     /// Maps a slab whose bytes are reserved, with no lock held; ends the reservation when the system refuses.
@@ -190,15 +198,15 @@ impl Shared {
         let id = self.lock(class).reserve_id();
         let slab = Slab::map(self, self.config.memory, class, id);
         if slab.is_none() {
-            self.lock(class).vacant.push(id);
+            self.lock(class).release_id(id);
             self.heap.fetch_sub(slab_bytes(class), Ordering::Relaxed);
         }
         slab
     }
 
-    /// Counts `bytes` as heap if they stay below the ceiling.
-    fn reserve(&self, bytes: usize) -> bool {
-        let ceiling = self.config.ceiling_bytes;
+    /// Counts `bytes` as heap if they, and `beyond` more, stay below the ceiling.
+    fn reserve(&self, bytes: usize, beyond: usize) -> bool {
+        let ceiling = self.config.ceiling_bytes.saturating_sub(beyond);
         let grown = self.heap.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |heap| {
             heap.checked_add(bytes).filter(|&heap| heap <= ceiling)
         });
@@ -208,7 +216,8 @@ impl Shared {
         grown.is_ok()
     }
 
-    /// Gives up what a class holds idle, if that can free a slab: a refusal at the ceiling must stay cheap.
+    /// Gives up what a class holds idle: its spare slab, and its magazines if they can free a slab, since a refusal at the
+    /// ceiling must stay cheap.
     fn make_room(&self, class: usize) {
         let mut shelf = self.lock(class);
         let (magazines, spare) = (shelf.full.len(), shelf.take_spare());
@@ -240,11 +249,13 @@ impl Shared {
         }
     }
 
-    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, the spare one too.
-    fn reap_rest(&self, class: usize, loose: bool) {
+    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, and the `spare` one.
+    fn reap_rest(&self, class: usize, loose: bool, spare: bool) {
         let mut shelf = self.lock(class);
         let mut idle = shelf.take_unused();
-        idle.extend(shelf.take_spare());
+        if spare {
+            idle.extend(shelf.take_spare());
+        }
         if loose {
             let loose = std::mem::take(&mut shelf.loose);
             idle.extend(loose.into_iter().filter_map(|block| shelf.restore(block)));
@@ -267,16 +278,17 @@ impl Shared {
             let mut shelf = self.lock(class);
             let excess = shelf.excess();
             let loose_idle = !std::mem::take(&mut shelf.loose_used);
+            let spare_idle = shelf.spare_is_idle();
             drop(shelf);
             self.reap(class, excess);
-            self.reap_rest(class, loose_idle);
+            self.reap_rest(class, loose_idle, spare_idle);
         }
     }
 
     fn reclaim(&self) {
         for class in 0..CLASSES.len() {
             self.reap(class, usize::MAX);
-            self.reap_rest(class, true);
+            self.reap_rest(class, true, true);
         }
     }
 

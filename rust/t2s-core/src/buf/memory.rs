@@ -114,7 +114,7 @@ pub(super) struct Slab {
     header: NonNull<Header>,
     class: u8,
     blocks: u16,
-    /// Blocks below this index were handed out at least once; pages above it were never touched.
+    /// Blocks below this index were handed out at least once; the pages of those above it were not touched since they came.
     carved: u16,
     free: Vec<u16>,
 }
@@ -188,9 +188,14 @@ impl Slab {
         std::mem::forget(block);
     }
 
+    /// Blocks that can be taken.
+    pub(super) fn free_blocks(&self) -> usize {
+        self.free.len() + usize::from(self.blocks - self.carved)
+    }
+
     /// Whether a block can be taken.
     pub(super) fn has_free(&self) -> bool {
-        !self.free.is_empty() || self.carved < self.blocks
+        self.free_blocks() > 0
     }
 
     /// Whether no block of it is out.
@@ -392,13 +397,19 @@ impl Drop for Window {
 #[cfg(test)]
 pub(super) struct CountedMemory {
     mapped: std::sync::atomic::AtomicUsize,
+    refused: std::sync::atomic::AtomicUsize,
     limit: usize,
 }
 
 #[cfg(test)]
 impl CountedMemory {
     pub(super) const fn new(limit: usize) -> Self {
-        Self { mapped: std::sync::atomic::AtomicUsize::new(0), limit }
+        let zero = std::sync::atomic::AtomicUsize::new;
+        Self { mapped: zero(0), refused: zero(0), limit }
+    }
+
+    pub(super) fn refused(&self) -> usize {
+        self.refused.load(std::sync::atomic::Ordering::SeqCst)
     }
 
     pub(super) fn mapped(&self) -> usize {
@@ -411,6 +422,7 @@ impl CountedMemory {
 unsafe impl Memory for CountedMemory {
     fn map(&self, bytes: usize) -> Option<NonNull<u8>> {
         if self.mapped() >= self.limit {
+            self.refused.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             return None;
         }
         self.mapped.fetch_add(1, std::sync::atomic::Ordering::SeqCst);

@@ -4,7 +4,8 @@
 //! a [`PoolCache`] belongs to one thread and serves from two magazines (arrays of free buffers) per size class without a
 //! lock or an atomic read-modify-write; only when both are empty (or both full) does it exchange a whole magazine with
 //! the depot, under a lock. Below the depot lie slabs: mappings cut into buffers of one class, obtained through
-//! [`Memory`], so that an OS shell can hand in `mmap`.
+//! [`Memory`], so that an OS shell can hand in `mmap`. A thread that has a moment between its turns maps the next slab
+//! before it is needed ([`PoolCache::grow_ahead`]).
 //!
 //! Promises:
 //! * the heap never passes [`PoolConfig::ceiling_bytes`]; beyond it an allocation is refused and counted, nothing aborts;

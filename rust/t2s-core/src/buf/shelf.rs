@@ -25,14 +25,20 @@ pub(super) struct Shelf {
     least_before: usize,
     /// Slabs by id; `None` for ids that are vacant (then in `vacant`) or about to be filled.
     pub(super) slabs: Vec<Option<Slab>>,
-    pub(super) vacant: Vec<u32>,
+    vacant: Vec<u32>,
     /// Slabs with blocks to take. The lowest id first, so that live buffers gather and other slabs empty out.
     partial: BTreeSet<u32>,
-    /// A slab that was mapped before anything needed it; untouched, so its pages take no memory yet.
+    /// Blocks to take of the slabs in `partial`.
+    stock: usize,
+    /// A slab that was mapped before anything needed it. Not in `partial`, where its number may be the lowest: it is to
+    /// stay whole while others have blocks, so that it can go again.
     spare: Option<Slab>,
+    /// The class would have been low without it since the last giving back.
+    spare_used: bool,
     /// No handle is left: blocks go straight to their slabs, and idle slabs to the system.
     pub(super) closed: bool,
     pub(super) misses: u64,
+    /// Slabs that became the spare one.
     pub(super) ahead: u64,
     pub(super) dropped: u64,
     pub(super) exchanges: u64,
@@ -76,20 +82,24 @@ impl Shelf {
         let id = *self.partial.first()?;
         let slab = self.slabs[id as usize].as_mut().expect("an id in `partial` names a slab");
         let block = slab.take();
+        self.stock -= usize::from(block.is_some());
         if !slab.has_free() {
             self.partial.remove(&id);
         }
         block
     }
 
-    /// Whether the last slab with free blocks has been begun, and nothing stands behind it.
-    pub(super) fn is_low(&self) -> bool {
-        self.partial.len() <= 1 && self.spare.is_none() && self.full.is_empty() && self.loose.is_empty()
+    /// Whether fewer than `few` buffers are left and no slab stands behind them.
+    pub(super) fn is_low(&mut self, few: usize) -> bool {
+        let low = self.stock < few && self.full.is_empty() && self.loose.is_empty();
+        self.spare_used |= low;
+        low && self.spare.is_none()
     }
 
     /// Keeps a slab for later.
     pub(super) fn add_spare(&mut self, slab: Slab) {
         self.ahead += 1;
+        self.spare_used = true;
         match self.spare {
             None => self.spare = Some(slab),
             // Another thread had the same thought.
@@ -100,8 +110,13 @@ impl Shelf {
     /// Takes the spare slab out, for the caller to drop unlocked.
     pub(super) fn take_spare(&mut self) -> Option<Slab> {
         let spare = self.spare.take()?;
-        self.vacant.push(spare.id());
+        self.release_id(spare.id());
         Some(spare)
+    }
+
+    /// Whether the spare slab was of no use since the last giving back; begins the next interval.
+    pub(super) fn spare_is_idle(&mut self) -> bool {
+        !std::mem::take(&mut self.spare_used)
     }
 
     /// Puts a single buffer.
@@ -128,7 +143,9 @@ impl Shelf {
         let place = &mut self.slabs[id as usize];
         let slab = place.as_mut().expect("a block's slab stays until the block is back");
         slab.put(block);
+        self.stock += 1;
         if slab.is_idle() {
+            self.stock -= slab.free_blocks();
             let slab = place.take();
             self.partial.remove(&id);
             self.vacant.push(id);
@@ -140,12 +157,13 @@ impl Shelf {
 
     /// Takes out the slabs that nobody ever took a block of (two threads grew the heap for one need).
     pub(super) fn take_unused(&mut self) -> Vec<Slab> {
-        let Self { slabs, vacant, partial, .. } = self;
+        let Self { slabs, vacant, partial, stock, .. } = self;
         let mut unused = Vec::new();
         partial.retain(|&id| {
             let place = &mut slabs[id as usize];
             let idle = place.as_ref().is_some_and(Slab::is_idle);
             if idle {
+                *stock -= place.as_ref().map_or(0, Slab::free_blocks);
                 unused.extend(place.take());
                 vacant.push(id);
             }
@@ -162,7 +180,13 @@ impl Shelf {
         })
     }
 
+    /// Gives up an id of no slab.
+    pub(super) fn release_id(&mut self, id: u32) {
+        self.vacant.push(id);
+    }
+
     pub(super) fn add(&mut self, slab: Slab) {
+        self.stock += slab.free_blocks();
         let id = slab.id();
         self.slabs[id as usize] = Some(slab);
         self.partial.insert(id);

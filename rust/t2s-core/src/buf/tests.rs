@@ -145,13 +145,16 @@ fn a_busy_pool_keeps_its_working_set() {
     let mut held = Vec::new();
     for round in 0..50 {
         held.extend((0..1_000).map(|_| cache.alloc(2_000, 0).expect("room")));
+        cache.grow_ahead();
         held.drain(..).for_each(|buf| cache.free(buf));
+        cache.flush();
         pool.give_back();
         if round == 5 {
-            assert_eq!(pool.stats().pool_miss, 8);
+            assert_eq!((pool.stats().pool_miss, pool.stats().slabs_ahead), (8, 1));
         }
     }
-    assert_eq!(pool.stats().pool_miss, 8, "what each interval needs is never given back");
+    let stats = pool.stats();
+    assert_eq!((stats.pool_miss, stats.slabs_ahead), (8, 1), "what each interval needs is never given back");
 }
 
 #[test]
@@ -217,19 +220,37 @@ fn between_turns_the_pool_grows_before_anything_waits() {
 
 #[test]
 fn what_was_mapped_ahead_makes_room_at_the_ceiling() {
-    let pool = pool(5 * MIB / 4, 64);
+    let pool = pool(2_300_000, 64);
     let mut cache = pool.cache();
-    let small = cache.alloc(2_000, 0).expect("room");
-    cache.grow_ahead();
+    let small: Vec<_> = (0..65).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
+    assert!(cache.grow_ahead() && !cache.grow_ahead());
     assert_eq!((pool.stats().bytes_heap, pool.stats().slabs_ahead), (MIB / 2, 1));
-    let large = cache.alloc(60_000, 0).expect("the spare slab makes room");
-    cache.grow_ahead();
+    let large: Vec<_> = (0..16).map(|_| cache.alloc(60_000, 0).expect("the spare slab makes room")).collect();
+    assert_eq!(pool.stats().bytes_heap, memory::slab_bytes(1) + 2 * memory::slab_bytes(3));
+    (0..CLASSES.len()).for_each(|_| assert!(!cache.grow_ahead(), "no slab of any class would fit beside it"));
     let stats = pool.stats();
-    assert_eq!((stats.pool_miss, stats.slabs_ahead, stats.refused), (2, 1, 0), "at the ceiling nothing grows ahead");
-    cache.free(small);
-    cache.free(large);
+    assert_eq!((stats.pool_miss, stats.slabs_ahead, stats.refused), (3, 1, 0));
+    small.into_iter().chain(large).for_each(|buf| cache.free(buf));
     cache.flush();
     pool.reclaim();
+    assert_eq!(pool.stats().bytes_heap, 0);
+}
+
+#[test]
+fn a_spare_slab_goes_when_nobody_has_needed_it() {
+    let pool = pool(64 * MIB, 8);
+    let mut cache = pool.cache();
+    let held: Vec<_> = (0..128).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
+    assert!(cache.grow_ahead());
+    pool.give_back();
+    assert_eq!(pool.stats().bytes_heap, MIB / 2, "the last interval had use for it");
+    pool.give_back();
+    assert_eq!(pool.stats().bytes_heap, MIB / 4, "this one had not");
+    for buf in held {
+        cache.free(buf);
+    }
+    cache.flush();
+    (0..3).for_each(|_| pool.give_back());
     assert_eq!(pool.stats().bytes_heap, 0);
 }
 
@@ -238,12 +259,44 @@ fn growing_ahead_without_memory_refuses_nothing() {
     static MEMORY: CountedMemory = CountedMemory::new(1);
     let pool = Pool::new(PoolConfig { memory: &MEMORY, ..PoolConfig::default() });
     let mut cache = pool.cache();
-    let small = cache.alloc(100, 0).expect("room");
-    let heap = pool.stats().bytes_heap;
-    cache.grow_ahead();
+    let held: Vec<_> = (0..1_000).map(|_| cache.alloc(100, 0).expect("room")).collect();
+    assert!(!cache.grow_ahead());
     let stats = pool.stats();
-    assert_eq!((stats.refused, stats.slabs_ahead, stats.bytes_heap), (0, 0, heap));
-    cache.free(small);
+    assert_eq!((MEMORY.refused(), stats.refused, stats.slabs_ahead, stats.bytes_heap), (1, 0, 0, MIB / 4));
+    for buf in held {
+        cache.free(buf);
+    }
+}
+
+#[test]
+fn threads_that_grow_ahead_stay_below_the_ceiling() {
+    const ROUNDS: usize = if cfg!(miri) { 5 } else { 300 };
+    let pool = pool(4 * MIB, 16);
+    std::thread::scope(|scope| {
+        for thread in 0..3_usize {
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut cache = pool.cache();
+                let mut held = Vec::new();
+                for round in 0..ROUNDS {
+                    let len = [100, 2_000, 9_000, 60_000][(round + thread) % 4];
+                    for _ in 0..200 {
+                        held.extend(cache.alloc(len, 0));
+                        cache.grow_ahead();
+                    }
+                    assert!(pool.stats().bytes_heap_peak <= 4 * MIB);
+                    held.drain(..).for_each(|buf| cache.free(buf));
+                    if round % 3 == 0 {
+                        cache.give_back();
+                    }
+                }
+            });
+        }
+    });
+    let stats = pool.stats();
+    assert!(stats.refused > 0 && stats.slabs_ahead > 0, "{stats:?}");
+    pool.reclaim();
+    assert_eq!((pool.stats().bytes_heap, pool.stats().bytes_live), (0, 0));
 }
 
 #[test]
@@ -268,6 +321,8 @@ fn buffers_outlive_every_handle_and_take_the_memory_with_them() {
         let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: cache_size, ..PoolConfig::default() });
         let mut cache = pool.cache();
         let mut held: Vec<_> = (0..1_000).map(|n| cache.alloc([100, 2_000, 9_000][n % 3], 0).expect("room")).collect();
+        while cache.grow_ahead() {}
+        assert!(pool.stats().slabs_ahead > 0);
         held.drain(500..).for_each(|buf| cache.free(buf));
         drop(pool);
         drop(cache);
@@ -365,6 +420,7 @@ fn the_last_handle_may_go_while_buffers_do() {
         let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: 2, ..PoolConfig::default() });
         let mut cache = pool.cache();
         let mut held: Vec<_> = (0..24).map(|_| cache.alloc(60_000, 0).expect("room")).collect();
+        assert!(cache.grow_ahead());
         let other = held.split_off(12);
         let start = Barrier::new(3);
         std::thread::scope(|scope| {
@@ -461,7 +517,7 @@ proptest! {
                 }
                 Step::Free(_) | Step::Drop(_) | Step::Write { .. } => {}
                 Step::Flush => cache.flush(),
-                Step::GrowAhead => cache.grow_ahead(),
+                Step::GrowAhead => drop(cache.grow_ahead()),
                 Step::GiveBack => pool.give_back(),
                 Step::Reclaim => pool.reclaim(),
             }

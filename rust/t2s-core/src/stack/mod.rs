@@ -286,12 +286,13 @@ impl Stack {
     }
 
     /// Housekeeping between two turns, when nothing waits: gets memory ready that the next new flow or session would
-    /// have to touch for the first time, or the next packet would have to ask the system for, which takes microseconds;
-    /// at the cap of sessions, fetches the one that goes next. Next to nothing when there is nothing to do.
-    pub fn prepare(&mut self) {
-        self.inner.pool.grow_ahead();
+    /// have to touch for the first time, which takes microseconds, or the next packet would have to ask the system for,
+    /// which takes tens of them: true if so. At the cap of sessions, fetches the one that goes next. Next to nothing when
+    /// there is nothing to do.
+    pub fn prepare(&mut self) -> bool {
         self.inner.flows.prepare();
         self.inner.sessions.prepare();
+        self.inner.pool.grow_ahead()
     }
 
     /// Housekeeping, about once a second while idle: gives free table chunks and cached buffers back.

@@ -30,14 +30,14 @@ pub struct Distribution {
     pub hdr: String,
 }
 
-/// The buffer pool over the measured window (`pool_miss` over the whole phase).
+/// The buffer pool over the measured window (`pool_miss` and `slabs_ahead` over the whole phase).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PoolResult {
     /// Buffers handed out.
     pub alloc: u64,
     /// Buffers given back.
     pub free: u64,
-    /// Allocations that had to grow the heap, in the whole phase.
+    /// Allocations that waited for the heap to grow, in the whole phase.
     pub pool_miss: u64,
     /// The same after warm-up.
     pub pool_miss_steady: u64,

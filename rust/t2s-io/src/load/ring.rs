@@ -261,10 +261,9 @@ impl Consumer {
         if self.tail == self.head {
             self.head = self.shared.head.0.load(Ordering::Acquire);
             // On their way all at once, before the first of them is looked at.
-            let fresh = self.head - self.tail;
-            prefetch_to_read(self.shared.at(self.tail).cast(), fresh.min(FETCHED));
+            prefetch_to_read(self.shared.at(self.tail).cast(), (self.head - self.tail).min(FETCHED));
         }
-        self.head.wrapping_sub(self.tail)
+        self.head - self.tail
     }
 
     #[inline]

@@ -248,7 +248,9 @@ impl Worker {
         if read > 0 {
             // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
             self.stack.pool().prefetch(self.mtu);
-            self.stack.prepare();
+            if self.stack.prepare() {
+                self.prepared(stamps[4]);
+            }
         }
         self.dues.clear();
         self.turns.between(stamps[4]);
@@ -345,6 +347,18 @@ impl Worker {
         let excuse = self.witness.excuse(begin, &self.generator);
         for &due in self.dues.iter().filter(|&&due| !excuse.covers(due)) {
             self.quiet.current.record(end.saturating_sub(due));
+        }
+    }
+
+    /// Since `begin`, when a turn ended, the core has asked the system for memory: time of its own, not a stall of the
+    /// machine that would excuse the packets that waited meanwhile.
+    #[cold]
+    fn prepared(&mut self, begin: u64) {
+        let end = now_ns();
+        self.witness.end(end, false);
+        if self.measuring {
+            let put_off = self.turns.record(&[begin, begin, end, end, end]);
+            self.witness.put_off(put_off, end);
         }
     }
 

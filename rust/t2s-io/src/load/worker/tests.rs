@@ -141,3 +141,16 @@ fn back_pressure_reaches_the_client_and_memory_stays_bounded() {
     assert!(report.upstream_wait.is_some_and(|wait| wait.count() > 0));
     assert_eq!(report.last.accepted, window.total.payload);
 }
+
+#[test]
+fn what_the_core_prepares_between_turns_is_no_stall_of_the_machine() {
+    let spec = phase(r#"{"kind":"malformed","weight":1}"#);
+    let (pool, map) = (Pool::new(PoolConfig::default()), Arc::new(FlowMap::new(FlowMapConfig::default())));
+    let mut worker = Worker::new(&spec, config_of(&spec), &pool, &map, 0, Arc::default());
+    worker.measuring = true;
+    let began = now_ns() - 1_000_000;
+    worker.witness.end(began, false);
+    worker.prepared(began);
+    assert_eq!(worker.witness.begin(began + 1_000_000), 0, "the worker was seen since");
+    assert!(worker.turns.recorder.quantile(1.0) >= 1_000_000, "the loop's time holds it");
+}
