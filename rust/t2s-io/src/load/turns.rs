@@ -5,10 +5,13 @@
 //! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short), but what
 //! gaps between turns account for. Whose time that was the kernel says: a thread that has not slept since then, nor has it
 //! waited for anything, was put off its CPU.
+//!
+//! A guest's CPU clock runs on while the hypervisor has its CPU, and not all of that is reported as stolen. The kernel's
+//! ticks tell it: a thread that runs for longer than one of them meets the next.
 
 use super::recorder::Recorder;
 use super::result::Alarm;
-use crate::sys::clock::{thread_cpu_nanos, thread_sleeps};
+use crate::sys::clock::{thread_cpu_nanos, thread_sleeps, thread_tick_nanos, tick_nanos};
 
 /// Time between two readings of the CPU clock and the count of sleeps, nanoseconds: 0.3 % of the thread.
 const REFRESH: u64 = 250_000;
@@ -42,10 +45,13 @@ impl Part {
 pub struct Turns {
     watchdog: bool,
     limit: u64,
-    /// When the CPU clock was read last, what it said, and how often the thread had slept.
+    /// When the CPU clock was read last, what it said, the thread's ticks, and how often it had slept.
     read_at: u64,
     cpu: u64,
+    ticks: Option<u64>,
     sleeps: u64,
+    /// Nanoseconds between two ticks.
+    tick: u64,
     /// Time since then that the loop was away between turns, nanoseconds.
     gaps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
@@ -70,7 +76,9 @@ impl Turns {
             limit,
             read_at: 0,
             cpu: 0,
+            ticks: None,
             sleeps: 0,
+            tick: tick_nanos(),
             gaps: 0,
             origin: 0,
             recorder: Recorder::new(),
@@ -105,6 +113,7 @@ impl Turns {
     #[cold]
     fn refresh(&mut self, now: u64) {
         self.cpu = thread_cpu_nanos();
+        self.ticks = thread_tick_nanos();
         self.sleeps = thread_sleeps();
         self.read_at = now;
         self.gaps = 0;
@@ -139,8 +148,10 @@ impl Turns {
     #[cold]
     fn examine(&mut self, stamps: &[u64; 5], wall: u64) -> u64 {
         let (cpu_before, read_before, sleeps_before, gaps) = (self.cpu, self.read_at, self.sleeps, self.gaps);
+        let ticks_before = self.ticks;
         self.refresh(stamps[4]);
-        let on_cpu = self.cpu.saturating_sub(cpu_before);
+        let ticked = self.ticks.zip(ticks_before).map(|(now, before)| now.saturating_sub(before));
+        let on_cpu = time_on_cpu(self.cpu.saturating_sub(cpu_before), ticked, self.tick);
         let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).saturating_sub(gaps).min(wall);
         self.max_off_cpu = self.max_off_cpu.max(off_cpu);
         self.max_on_cpu = self.max_on_cpu.max(wall - off_cpu);
@@ -154,9 +165,24 @@ impl Turns {
     }
 }
 
+/// How long a thread was on its CPU, by its CPU clock and the ticks that it met, `tick` apart, if anyone counts them.
+fn time_on_cpu(clock: u64, ticked: Option<u64>, tick: u64) -> u64 {
+    ticked.map_or(clock, |ticked| clock.min(ticked + tick))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpu_that_had_no_ticks_was_the_hypervisors() {
+        const MS: u64 = 1_000_000;
+        assert_eq!(time_on_cpu(20 * MS, Some(4 * MS), 4 * MS), 8 * MS);
+        assert_eq!(time_on_cpu(12 * MS, Some(12 * MS), 4 * MS), 12 * MS, "slow code meets its ticks");
+        assert_eq!(time_on_cpu(15 * MS, Some(12 * MS), 4 * MS), 15 * MS, "the last of them may be yet to come");
+        assert_eq!(time_on_cpu(MS, Some(0), 4 * MS), MS);
+        assert_eq!(time_on_cpu(20 * MS, None, 4 * MS), 20 * MS);
+    }
 
     #[test]
     fn a_long_turn_raises_an_alarm_that_names_its_part() {

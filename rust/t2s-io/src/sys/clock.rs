@@ -13,6 +13,29 @@ pub fn thread_cpu_nanos() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// Time that the calling thread has spent on a CPU as the kernel's ticks tell it; `None` where nobody says. A system call.
+///
+/// Each tick (see [`tick_nanos`]) is charged to the thread that it finds. A guest's other clocks run on while the
+/// hypervisor has its CPU; ticks do not. Kernels that account by clock instead of by tick give what
+/// [`thread_cpu_nanos`] does.
+pub fn thread_tick_nanos() -> Option<u64> {
+    /// The clock of a thread (bit 2) of type 0 (`CPUCLOCK_PROF`, user and system time unscaled), the thread (above bit 2,
+    /// inverted) being 0, the caller.
+    const THREAD_TICKS: libc::clockid_t = (!0 << 3) | 4;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a writable timespec; a clock that the kernel does not have is an error.
+    let answer = unsafe { libc::clock_gettime(THREAD_TICKS, &raw mut time) };
+    (answer == 0).then_some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// Time between two ticks of the kernel.
+pub fn tick_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a writable timespec. The clock exists on every Linux, and advances by one tick.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// How often the calling thread has given up its CPU by itself: it slept, or waited for a lock or a page. A system call.
 pub fn thread_sleeps() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
@@ -42,6 +65,16 @@ mod tests {
             sum = sum.wrapping_add(1);
         }
         assert!(super::thread_cpu_nanos() > cpu, "{sum}");
+    }
+
+    #[test]
+    fn ticks_are_charged_to_a_thread_that_runs() {
+        let (wall, tick) = (super::monotonic_nanos(), super::tick_nanos());
+        assert!((100_000..=100_000_000).contains(&tick), "{tick}");
+        let before = super::thread_tick_nanos().expect("Linux has this clock");
+        while super::thread_tick_nanos().expect("still") < before + 2 * tick {
+            assert!(super::monotonic_nanos() - wall < 10_000_000_000, "no tick in ten seconds");
+        }
     }
 
     #[test]
