@@ -140,6 +140,31 @@ def test_a_soak_is_judged_by_its_slices(spoilt, status):
     assert len(results.values("other", "latency_p99_ns")) == 40
 
 
+@pytest.mark.parametrize(("factor", "status"), [(1.0, Status.PASS), (1.6, Status.FAIL)])
+def test_a_soak_is_held_against_moments_in_the_moods_of_the_machine(factor, status):
+    """The machine is half as slow again in half of the moments, and in three quarters of the soak."""
+    moments = 0
+
+    def change(spec, tree):
+        nonlocal moments
+        if spec["scenario"] == "base" and spec["seconds"] == 0.1:
+            moments += 1
+            tree["latency"]["p99"] = 1_000 if moments % 2 else 1_500
+        elif spec["scenario"] == "soak" and spec["phase"] == "load":
+            slices = [1_400 if at % 4 == 0 else 2_050 for at in range(40)]
+            tree["latency_slices"] = [{"p99": factor * value} for value in slices]
+
+    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
+    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\nsoak_seconds = 80.0\n[[scenario]]", 1)
+    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change), rounds=31)
+    found = results.verdicts.of("soak")[0]
+    assert found.status is status
+    # 31 moments, of which the middle has 10 fast ones and 9 slow ones; of 40 slices 2 and 22.
+    assert found.limit == pytest.approx(2 * (10 * 1_000 + 9 * 1_500) / 19)
+    assert found.measured == pytest.approx(factor * (2 * 1_400 + 22 * 2_050) / 24)
+
+
 def test_a_round_is_held_against_the_baseline_before_and_after_it():
     """The machine gets faster: half of what it was in the middle of each round."""
     begun = []

@@ -5,8 +5,9 @@ expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
 by side; where the file has the baseline run for a moment beside each round (`beside_seconds`), those moments are the
 baseline. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
-within its round: on a machine that has two moods, medians of each side may come from different ones. Facts (maxima,
-counts, live bytes) have no interval: they hold or they do not.
+within its round: on a machine that has two moods, medians of each side may come from different ones. A soak's slices
+have no such pairs, and are compared with all moments by the `middle` of both. Facts (maxima, counts, live bytes) have
+no interval: they hold or they do not.
 """
 
 from __future__ import annotations
@@ -17,10 +18,20 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from t2s import expression
-from t2s.columns import COLUMNS
+from t2s.columns import COLUMNS, Value
 from t2s.expression import Expression, baseline_name
 from t2s.results import Results, over_rounds
-from t2s.statistics import CONFIDENCE, RESAMPLES, SEED, Interval, median_coverage, ratio_interval, resampled_medians
+from t2s.statistics import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Interval,
+    median_coverage,
+    middle,
+    ratio_interval,
+    resampled_medians,
+    resampled_middles,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -190,6 +201,7 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
     own = {name: results.values(scenario, name) for name in needed.columns}
     base = {name: _of_baseline(results, scenario, name) for name in needed.baseline_columns}
     paired = _paired_rounds([*own.values(), *base.values()])
+    resample = resampled_middles if _is_mixed(results, scenario, needed) else resampled_medians
     series: list[pl.Series] = []
     rounds = [len(paired)] if paired else []
     for values, names, prefix, stream in ((own, needed.columns, False, 0), (base, needed.baseline_columns, True, 1)):
@@ -203,7 +215,7 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
                 series.append(pl.repeat(constant, RESAMPLES, dtype=pl.Float64, eager=True).alias(label))
                 rounds.append(len(values[name]))
             else:
-                drawn = resampled_medians(found, 0 if paired or scenario == baseline else stream)
+                drawn = resample(found, 0 if paired or scenario == baseline else stream)
                 series.append((drawn + _own_noise(results, scenario, name)).alias(label))
                 rounds.append(len(found))
     frame = pl.DataFrame(series) if series else pl.DataFrame({"": [0.0]})
@@ -221,6 +233,11 @@ def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, floa
     soak = results.file.named(scenario).soak
     moments = results.moments(column) if soak else results.beside(scenario, column)
     return moments or results.values(results.file.baseline, column)
+
+
+def _is_mixed(results: Results, scenario: str, needed: Expression) -> bool:
+    """Whether an expression holds a soak's slices against the baseline of other times."""
+    return results.file.named(scenario).soak and bool(needed.baseline_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,21 +325,18 @@ def _sides(
     if split is None:
         return None, None, None
     left, _, right = split
-    point = pl.DataFrame(
-        {
-            **{
-                name: [over_rounds(COLUMNS[name].over, list(results.values(scenario, name).values()))]
-                for name in fail_if.columns
-            },
-            **{
-                baseline_name(name): [
-                    over_rounds(COLUMNS[name].over, list(_of_baseline(results, scenario, name).values()))
-                ]
-                for name in fail_if.baseline_columns
-            },
-            "": [0.0],
-        }
-    )
+    mixed = _is_mixed(results, scenario, fail_if)
+
+    def value(name: str, rounds: dict[int, float]) -> Value:
+        if mixed and COLUMNS[name].is_estimate and rounds:
+            return middle(list(rounds.values()))
+        return over_rounds(COLUMNS[name].over, list(rounds.values()))
+
+    own = {name: [value(name, results.values(scenario, name))] for name in fail_if.columns}
+    base = {
+        baseline_name(name): [value(name, _of_baseline(results, scenario, name))] for name in fail_if.baseline_columns
+    }
+    point = pl.DataFrame({**own, **base, "": [0.0]})
     measured, limit = (point.select(side.to_polars().cast(pl.Float64).alias("v")).item(0, 0) for side in (left, right))
     ratio = None
     if measured is not None and limit:
