@@ -38,7 +38,7 @@ def test_rounds_are_interleaved_and_shuffled_by_the_seed():
 def test_self_tests_come_first_and_the_soak_last_and_once():
     steps = plan(short())
     assert [step.phase for step in steps[:8]] == ["null"] * 8
-    last = [step for step in steps if step.phase != "beside"][-1]
+    last = steps[-1]
     assert (last.scenario, last.phase, last.spec["seconds"]) == ("soak_mixed", "load", 1.0)
     assert sum(step.scenario == "soak_mixed" and step.phase == "load" for step in steps) == 1
     assert sum(step.scenario == "soak_mixed" and step.phase == "capacity" for step in steps) == 2
@@ -52,11 +52,26 @@ def test_the_baseline_runs_for_a_moment_right_before_each_round():
             assert (moment.scenario, moment.phase, moment.round) == (step.scenario, "beside", step.round)
             assert (moment.spec["scenario"], moment.spec["phase"]) == ("high_pps_small_pkt", "load")
             assert moment.spec["seconds"] == 0.1
-    assert not any(step.scenario == "soak_mixed" for step in steps if step.phase == "beside")
     assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "beside")
     assert not any(step.phase == "beside" for step in plan(short(beside_seconds=0.0)))
     variants = [Variant(), Variant("off", Settings(pool_cache=0))]
     assert not any(step.phase == "beside" for step in plan(short(), variants))
+
+
+def test_a_soak_is_sampled_in_each_round_beside_the_baseline():
+    steps = plan(short(rounds=3, beside_seconds=0.1, sample_seconds=0.4))
+    samples = [(at, step) for at, step in enumerate(steps) if step.phase == "sample"]
+    assert [step.round for _, step in samples] == [0, 1, 2]
+    for at, step in samples:
+        assert (step.scenario, step.spec["phase"], step.spec["seconds"]) == ("soak_mixed", "load", 0.4)
+        assert "slice_seconds" not in step.spec
+        assert (steps[at - 1].scenario, steps[at - 1].phase, steps[at - 1].round) == (
+            "soak_mixed",
+            "beside",
+            step.round,
+        )
+    for without in (short(sample_seconds=0.0), short(beside_seconds=0.0)):
+        assert not any(step.phase in {"sample", "beside"} and step.scenario == "soak_mixed" for step in plan(without))
 
 
 def test_capacity_is_measured_in_so_many_rounds():

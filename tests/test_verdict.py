@@ -197,6 +197,31 @@ def test_a_soak_is_held_against_all_moments_of_the_baseline():
     assert results.verdicts.of("soak")[0].limit == 2_000
 
 
+def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples():
+    """The machine is slow in the rounds, and fast in all of the soak but a few slices."""
+
+    def change(spec, tree):
+        beside = spec["scenario"] == "base" and spec["seconds"] == 0.1
+        sample = spec["scenario"] == "soak" and spec["seconds"] == 0.2
+        tree["latency"]["p99"] = 1_000 if beside else 1_700 if sample else 500
+        if "slice_seconds" in spec:
+            tree["latency_slices"] = [{"p99": 2_500 if at < 30 else 900} for at in range(40)]
+
+    text = FILE.replace(
+        "[[scenario]]", "beside_seconds = 0.1\nsample_seconds = 0.2\nsoak_seconds = 80.0\n[[scenario]]", 1
+    )
+    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
+    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
+    found = results.verdicts.of("soak")[0]
+    assert (found.status, found.measured, found.limit, found.rounds) == (Status.PASS, 1_700, 2_000, 5)
+    assert list(results.samples("soak", "latency_p99_ns").values()) == [1_700] * 5
+    assert not results.samples("soak", "goodput_share"), "that is about the whole of it"
+    assert len(results.values("soak", "latency_p99_ns")) == 40
+    alone = run_scenarios(parse_scenarios(text + 'fail_if = "latency_p99_ns > 2_000"'), make_lab=fake_labs(change))
+    assert alone.verdicts.of("soak")[0].status is Status.FAIL, "by itself it is judged by its slices"
+
+
 def test_a_fact_of_one_round_is_enough():
     first = []
 

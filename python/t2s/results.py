@@ -210,6 +210,16 @@ class Results:
                 last = number
         return values
 
+    def samples(self, scenario: str, column: str) -> dict[int, float]:
+        """Return a percentile of a soak by round, of the moments that it was run beside the baseline; valid ones only.
+
+        Empty for other columns, which are about the whole soak.
+        """
+        if not self._slices(scenario, column, ""):
+            return {}
+        found = {number: row[column] for number, row in self._samples.get(scenario, {}).items()}
+        return {number: value for number, value in found.items() if value is not None}
+
     def moments(self, column: str) -> dict[int, float]:
         """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
         values = [row[column] for _, _, row in self._moments]
@@ -220,6 +230,15 @@ class Results:
         """The valid moments of the baseline, as they were run: for which scenario and round, and their columns."""
         found = [phase for phase in self.phases if phase.phase == "beside" and phase.invalid is None]
         return [(phase.scenario, phase.round, metrics(phase.tree, None)) for phase in found]
+
+    @cached_property
+    def _samples(self) -> dict[str, dict[int, Mapping[str, Value]]]:
+        """The valid moments of soaks: by scenario and round, their columns."""
+        found: dict[str, dict[int, Mapping[str, Value]]] = {}
+        for phase in self.phases:
+            if phase.phase == "sample" and phase.invalid is None:
+                found.setdefault(phase.scenario, {})[phase.round] = metrics(phase.tree, None)
+        return found
 
     def _slices(self, scenario: str, column: str, variant: str) -> dict[int, float]:
         kind, _, percentile = column.removesuffix("_ns").partition("_")

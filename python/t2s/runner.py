@@ -110,8 +110,8 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
     """Return all phases in the order in which they are run.
 
     First the generator's self-tests, then the rounds: in each, all scenarios and variants in a shuffled order, load
-    before capacity, and a moment of the baseline before each load. A soak's load phase, the longest, comes last and
-    once; it is held against all of those moments.
+    before capacity, and a moment of the baseline before each load. Of a soak's load there is a moment too; the whole of
+    it, the longest phase, comes last and once.
     """
     steps: list[Step] = []
 
@@ -130,6 +130,14 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
         spec = {**step(baseline, "load", number, variants[0]).spec, "seconds": file.run.beside_seconds}
         return [Step(scenario.name, "beside", number, variants[0].name, spec)]
 
+    def sample(soak: Scenario, number: int) -> list[Step]:
+        moment = beside(soak, number)
+        if not moment or not file.run.sample_seconds or (soak.driver or file.run.driver) != "memory":
+            return []
+        spec = {**step(soak, "load", number, variants[0]).spec, "seconds": file.run.sample_seconds}
+        del spec["slice_seconds"]
+        return [*moment, Step(soak.name, "sample", number, variants[0].name, spec)]
+
     if self_test:
         generated = [s for s in file.scenario if (s.driver or file.run.driver) == "memory"]
         steps += [step(scenario, "null", NULL_ROUND, variants[0]) for scenario in generated]
@@ -137,7 +145,9 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
         pairs = [(scenario, variant) for scenario in file.scenario for variant in variants]
         random.Random(seed_of(file.run.seed, "order", number)).shuffle(pairs)  # noqa: S311 - an order, no secret
         for scenario, variant in pairs:
-            if not scenario.soak:
+            if scenario.soak:
+                steps += sample(scenario, number)
+            else:
                 steps += [*beside(scenario, number), step(scenario, "load", number, variant)]
             if _has_capacity(number, file.run.rounds, file.run.capacity_rounds):
                 steps.append(step(scenario, "capacity", number, variant))

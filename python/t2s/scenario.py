@@ -29,8 +29,8 @@ SCHEMA: Literal[1] = 1
 """Version of the file's schema; raised when an old file would mean something else."""
 
 PhaseName = Literal["load", "capacity", "null"]
-StepName = Literal["load", "capacity", "null", "beside"]
-"""What is run for a scenario: its phases, and the baseline's load beside its own."""
+StepName = Literal["load", "capacity", "null", "beside", "sample"]
+"""What is run for a scenario: its phases, the baseline's load beside its own, and a soak's load for a moment."""
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -233,6 +233,9 @@ class Run(_Strict):
     beside_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
     """The baseline's load right before each load round of another scenario, to compare that round with; 0: each round
     is compared with the baseline's own of the same number."""
+    sample_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
+    """A soak's load for a moment in each round, beside the baseline's, by which its percentiles are compared with that;
+    0: slices of the soak are compared with all moments of the baseline. Needs `beside_seconds`."""
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     """Rounds that have a capacity phase, spread evenly; all when left out."""
     soak_seconds: Seconds = 120.0
@@ -252,6 +255,7 @@ class Quick(_Strict):
     capacity_seconds: Seconds | None = None
     null_seconds: Seconds | None = None
     beside_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
+    sample_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     soak_seconds: Seconds | None = None
 

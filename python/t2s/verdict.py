@@ -5,9 +5,9 @@ expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
 by side; where the file has the baseline run for a moment beside each round (`beside_seconds`), those moments are the
 baseline. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
-within its round: on a machine that has two moods, medians of each side may come from different ones. A soak's slices
-have no such pairs, and are compared with all moments by the `middle` of both. Facts (maxima, counts, live bytes) have
-no interval: they hold or they do not.
+within its round: on a machine that has two moods, medians of each side may come from different ones. A soak's
+percentiles are compared by its samples, which are such pairs; without them (`sample_seconds`) its slices are compared
+with all moments by the `middle` of both. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
     import polars as pl  # noqa: PLC0415 - heavy, and the tunnel never needs it
 
     baseline = results.file.baseline
-    own = {name: results.values(scenario, name) for name in needed.columns}
+    own = {name: _of_scenario(results, scenario, name, needed) for name in needed.columns}
     base = {name: _of_baseline(results, scenario, name) for name in needed.baseline_columns}
     paired = _paired_rounds([*own.values(), *base.values()])
     resample = resampled_middles if _is_mixed(results, scenario, needed) else resampled_medians
@@ -225,19 +225,25 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
 def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, float]:
     """Return the baseline's values that a scenario's are held against, by round.
 
-    A soak has no rounds that a moment could stand beside: it is held against all moments of the run, which know the
-    machine's moods and how long they last.
+    What no moment stands beside, a soak's one long phase, is held against all moments of the run.
     """
     if not COLUMNS[column].is_estimate:
         return results.values(results.file.baseline, column)
-    soak = results.file.named(scenario).soak
-    moments = results.moments(column) if soak else results.beside(scenario, column)
+    alone = results.file.named(scenario).soak and not results.samples(scenario, column)
+    moments = results.moments(column) if alone else results.beside(scenario, column)
     return moments or results.values(results.file.baseline, column)
+
+
+def _of_scenario(results: Results, scenario: str, column: str, needed: Expression) -> dict[int, float]:
+    """Return a scenario's own values, by round; of a soak against the baseline its samples, if it has any."""
+    samples = results.samples(scenario, column) if needed.baseline_columns else {}
+    return samples or results.values(scenario, column)
 
 
 def _is_mixed(results: Results, scenario: str, needed: Expression) -> bool:
     """Whether an expression holds a soak's slices against the baseline of other times."""
-    return results.file.named(scenario).soak and bool(needed.baseline_columns)
+    soak = results.file.named(scenario).soak and bool(needed.baseline_columns)
+    return soak and not any(results.samples(scenario, name) for name in needed.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +273,7 @@ def _pairs(results: Results, scenario: str, fail_if: Expression) -> _Pairs | Non
     judged = all(COLUMNS[name].is_estimate and name not in OWN_INTERVALS for name in names)
     if split is None or not judged or not fail_if.columns or not fail_if.baseline_columns:
         return None
-    values = {name: results.values(scenario, name) for name in fail_if.columns}
+    values = {name: _of_scenario(results, scenario, name, fail_if) for name in fail_if.columns}
     values |= {baseline_name(name): _of_baseline(results, scenario, name) for name in fail_if.baseline_columns}
     rounds = _paired_rounds(list(values.values()))
     if not rounds:
@@ -332,7 +338,7 @@ def _sides(
             return middle(list(rounds.values()))
         return over_rounds(COLUMNS[name].over, list(rounds.values()))
 
-    own = {name: [value(name, results.values(scenario, name))] for name in fail_if.columns}
+    own = {name: [value(name, _of_scenario(results, scenario, name, fail_if))] for name in fail_if.columns}
     base = {
         baseline_name(name): [value(name, _of_baseline(results, scenario, name))] for name in fail_if.baseline_columns
     }
