@@ -198,7 +198,7 @@ def test_a_soak_is_held_against_all_moments_of_the_baseline():
 
 
 def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples():
-    """The machine is slow in the rounds, and fast in all of the soak but a few slices."""
+    """The machine is slow in most of the soak, and fast in the rounds."""
 
     def change(spec, tree):
         beside = spec["scenario"] == "base" and spec["seconds"] == 0.1
@@ -220,6 +220,39 @@ def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples()
     assert len(results.values("soak", "latency_p99_ns")) == 40
     alone = run_scenarios(parse_scenarios(text + 'fail_if = "latency_p99_ns > 2_000"'), make_lab=fake_labs(change))
     assert alone.verdicts.of("soak")[0].status is Status.FAIL, "by itself it is judged by its slices"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "spoilt", "late", "status"),
+    [
+        (6, 0, 1_000, Status.PASS),
+        (6, 3, 1_000, Status.PASS),
+        (6, 0, 2_500, Status.INCONCLUSIVE),
+        (6, 4, 1_000, Status.FAIL),
+        (2, 0, 1_000, Status.FAIL),
+    ],
+)
+def test_samples_decide_if_there_are_enough_and_the_soak_gets_no_slower(rounds, spoilt, late, status):
+    """Without samples the slices decide, most of which are at 2,600."""
+
+    def change(spec, tree):
+        tree["latency"]["p99"] = 1_000
+        if spec["seconds"] == 0.2:
+            nonlocal spoilt
+            tree["invalid"] = "spoilt" if spoilt > 0 else None
+            spoilt -= 1
+        if "slice_seconds" in spec:
+            tree["latency_slices"] = [{"p99": 2_600 if at < 30 else late} for at in range(40)]
+
+    text = FILE.replace(
+        "[[scenario]]", "beside_seconds = 0.1\nsample_seconds = 0.2\nsoak_seconds = 80.0\n[[scenario]]", 1
+    )
+    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
+    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    found = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change), rounds=rounds).verdicts.of("soak")[0]
+    assert found.status is status
+    drift = "`latency_p99_ns` of the last third of the soak is 2.5 times that of its samples"
+    assert (drift in found.reasons) == (status is Status.INCONCLUSIVE)
 
 
 def test_a_fact_of_one_round_is_enough():

@@ -71,7 +71,8 @@ def _verdict(results: Results) -> str:
 
 def _status(results: Results, command: str) -> str:
     run = results.file.run
-    phases = {name: [p for p in results.phases if p.phase == name] for name in ("null", "load", "capacity")}
+    names = ("null", "load", "capacity", "beside", "sample")
+    phases = {name: [p for p in results.phases if p.phase == name] for name in names}
     seconds = {name: sum(p.tree.get("seconds") or 0.0 for p in found) for name, found in phases.items()}
     soaks = [p for p in phases["load"] if results.file.named(p.scenario).soak]
     soak = ", ".join(f"{p.scenario} {p.tree.get('seconds') or 0:.0f} s" for p in soaks) or "not run"
@@ -81,7 +82,8 @@ def _status(results: Results, command: str) -> str:
 - Driver: {", ".join(drivers) or UNKNOWN}; workers: {run.workers}, threads {"pinned" if run.pin else "not pinned"}; \
 seed {run.seed}; {run.rounds} rounds, interleaved over the scenarios in a shuffled order.
 - Load phases: {len(phases["load"])}, {seconds["load"]:.0f} s measured. Capacity phases: {len(phases["capacity"])}, \
-{seconds["capacity"]:.0f} s. Self-tests of the generator: {len(phases["null"])}.
+{seconds["capacity"]:.0f} s. Self-tests of the generator: {len(phases["null"])}. Moments of the baseline: \
+{len(phases["beside"])}, samples of soaks: {len(phases["sample"])}.
 - Soak: {soak}{"" if not soaks else f"; the full {FULL_SOAK_SECONDS:,} s command is below"}.
 - Android profiling: needs a device; the commands are below."""
 
@@ -376,7 +378,8 @@ def _verdict_details(results: Results) -> str:
     note = rounds_note(results.file.run.rounds)
     return f"""## Verdicts and their reasons
 Paired values of the rounds, {RESAMPLES:,} bootstrap resamples with a fixed seed, {CONFIDENCE:.0%} intervals of the \
-median; maxima and counts are facts and have none. {note}
+median; maxima and counts are facts and have none. Percentiles of a soak are compared with the baseline by its samples \
+in the rounds, where there are any; its row in the tables above is the whole of it. {note}
 
 {table(header, rows, left=3)}
 {_machine(results)}"""

@@ -32,6 +32,12 @@ GENERATOR_MARGIN = 2.0
 GROWTH_ROUNDS = 4
 """Rounds from which a heap that rises in each round is no accident: four random values are in order once in 24."""
 
+SAMPLES_MIN = 3
+"""Rounds with a valid sample from which samples speak for a soak."""
+
+MOMENTS_FROM = 1_000_000
+"""Number of the first of the baseline's moments where they stand for themselves: beyond the most rounds of a file."""
+
 IDENTITY = ("variant", "scenario", "round", "driver", "workers", "seed", "valid", "capacity_valid", "invalid")
 """Columns of the rounds' frame before the metrics."""
 
@@ -213,17 +219,19 @@ class Results:
     def samples(self, scenario: str, column: str) -> dict[int, float]:
         """Return a percentile of a soak by round, of the moments that it was run beside the baseline; valid ones only.
 
-        Empty for other columns, which are about the whole soak.
+        Empty for other columns, which are about the whole soak, and with samples of fewer than `SAMPLES_MIN` rounds or
+        of less than half of them.
         """
         if not self._slices(scenario, column, ""):
             return {}
         found = {number: row[column] for number, row in self._samples.get(scenario, {}).items()}
-        return {number: value for number, value in found.items() if value is not None}
+        valid = {number: value for number, value in found.items() if value is not None}
+        return valid if len(valid) >= max(SAMPLES_MIN, self.file.run.rounds / 2) else {}
 
     def moments(self, column: str) -> dict[int, float]:
-        """Return a column's values of all of the baseline's moments, numbered from 0; valid ones only."""
+        """Return a column's values of all of the baseline's moments, numbered beyond all rounds; valid ones only."""
         values = [row[column] for _, _, row in self._moments]
-        return dict(enumerate(value for value in values if value is not None))
+        return dict(enumerate((value for value in values if value is not None), start=MOMENTS_FROM))
 
     @cached_property
     def _moments(self) -> list[tuple[str, int, Mapping[str, Value]]]:

@@ -507,6 +507,10 @@ def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
     run = raw.get("run")
     run = run if isinstance(run, dict) else {}
     baseline = run.get("baseline")
+    if run.get("sample_seconds") and not run.get("beside_seconds"):
+        found.append(
+            Located(("run", "sample_seconds"), "needs `beside_seconds`: samples are compared with such moments")
+        )
     if isinstance(baseline, str) and baseline not in names:
         found.append(Located(("run", "baseline"), f'no scenario "{baseline}"{nearest(baseline, names)}'))
     for index, item in _tables(raw, "threshold"):

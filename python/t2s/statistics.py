@@ -168,8 +168,8 @@ def slope_interval(points: Sequence[tuple[float, float]]) -> Interval | None:
     if len(points) < few or len({x for x, _ in points}) < few:
         return None
     slope = theil_sen(points)
-    middle = median(y - slope * x for x, y in points)
-    residuals = [y - slope * x - middle for x, y in points]
+    level = median(y - slope * x for x, y in points)
+    residuals = [y - slope * x - level for x, y in points]
     length = max(2, round(len(points) ** (1 / 3)))
     draw = random.Random(SEED)  # noqa: S311 - resampling, no secret
     slopes: list[float] = []

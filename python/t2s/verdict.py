@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from statistics import median
 from typing import TYPE_CHECKING
 
 from t2s import expression
@@ -56,6 +57,9 @@ DISTURBED = 0.05
 """Share of packets that stalls delayed above which a verdict says so; about 0.01 is usual on a virtual machine."""
 TAIL_OF_P99 = 0.01
 """Share of samples above a 99th percentile."""
+
+DRIFT = 2.0
+"""How many times the percentile of its samples a soak may have in its last third; moods of a machine differ by less."""
 
 OFF_CPU_NS = 2e6
 """Off-CPU time in one iteration from which the machine is named, nanoseconds: longer than a scheduler's usual slice."""
@@ -181,6 +185,9 @@ def judge(results: Results, scenario: str, threshold: Threshold) -> Verdict:
     if status is Status.FAIL and (cause := _stolen(results, scenario, fail_if, measured, limit)):
         status = Status.INCONCLUSIVE
         reasons.insert(0, cause)
+    if status is Status.PASS and (drift := _drift(results, scenario, fail_if)):
+        status = Status.INCONCLUSIVE
+        reasons.insert(0, drift)
     if status is Status.INCONCLUSIVE and threshold.pass_if is not None:
         pass_if = expression.parse(threshold.pass_if, COLUMNS)
         settled, _ = resampled(results, scenario, pass_if)
@@ -238,6 +245,17 @@ def _of_scenario(results: Results, scenario: str, column: str, needed: Expressio
     """Return a scenario's own values, by round; of a soak against the baseline its samples, if it has any."""
     samples = results.samples(scenario, column) if needed.baseline_columns else {}
     return samples or results.values(scenario, column)
+
+
+def _drift(results: Results, scenario: str, needed: Expression) -> str | None:
+    """Say that a soak that was judged by its samples, short ones of a fresh core, has become slower than they were."""
+    for name in sorted(needed.columns if needed.baseline_columns else ()):
+        samples, slices = results.samples(scenario, name), list(results.values(scenario, name).values())
+        if samples and slices:
+            factor = middle(slices[-(len(slices) // 3) :]) / median(samples.values())
+            if factor > DRIFT:
+                return f"`{name}` of the last third of the soak is {factor:.1f} times that of its samples"
+    return None
 
 
 def _is_mixed(results: Results, scenario: str, needed: Expression) -> bool:

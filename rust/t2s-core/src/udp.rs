@@ -481,19 +481,23 @@ impl Sessions {
     }
 
     /// For when nothing waits. At the cap, fetches what the next new session will close; below it, gets a few slots ready
-    /// if none is and the table is in use, so that the first touch of their memory is not a packet's.
-    pub fn prepare(&mut self) {
+    /// if none is and the table is in use, so that the first touch of their memory is not a packet's, and tells that it did.
+    pub fn prepare(&mut self) -> bool {
         if self.by_client.len() >= self.capacity as usize {
             // Its slot comes by being asked for its client.
             if let Some(client) = self.longest_idle().and_then(|id| self.client(id)) {
                 let _ = self.seek(client);
             }
+            false
         } else if self.free_slots.is_empty() && !self.is_empty() && self.slots.len() < self.capacity as usize {
             let first = self.slots.len() as u32;
             for index in first..(first + PREPARED).min(self.capacity) {
                 self.add_slot();
                 self.free_slots.push(index);
             }
+            true
+        } else {
+            false
         }
     }
 

@@ -86,7 +86,7 @@ impl PoolCache {
     }
 
     /// Maps a slab for a class of which little is left in the depot, so that no allocation waits for the system; tells
-    /// whether it did, which takes tens of microseconds. To be called between turns, when nobody waits; next to nothing
+    /// whether it tried, which takes tens of microseconds. To be called between turns, when nobody waits; next to nothing
     /// when there is nothing to do.
     #[inline]
     pub fn grow_ahead(&mut self) -> bool {

@@ -179,18 +179,16 @@ impl Shared {
         Ok(shelf)
     }
 
-    /// Maps a slab for the next need, if the class is still low; tells whether it did. Nobody asked for it: a slab of any
+    /// Maps a slab for the next need, if the class is still low; tells whether it tried. Nobody asked for it: a slab of any
     /// class must still fit below the ceiling, and when the system has none, nothing is refused.
     pub(super) fn grow_ahead(self: &Arc<Self>, class: usize) -> bool {
         if !self.lock(class).is_low(few(class)) || !self.reserve(slab_bytes(class), slab_bytes(CLASSES.len() - 1)) {
             return false;
         }
-        let slab = self.map(class);
-        let mapped = slab.is_some();
-        if let Some(slab) = slab {
+        if let Some(slab) = self.map(class) {
             self.lock(class).add_spare(slab);
         }
-        mapped
+        true
     }
 
     /// Maps a slab whose bytes are reserved, with no lock held; ends the reservation when the system refuses.
@@ -425,7 +423,7 @@ impl Pool {
     /// Unmaps what lay idle in the depot since the call before the last; meant to be called about once a second.
     ///
     /// Idle is what the depot never fell short of over two intervals, so a burst that returns within seconds finds its
-    /// memory still mapped. Buffers in threads' caches keep their slabs: see [`PoolCache::flush`].
+    /// memory still mapped; and a slab mapped ahead that was of no use since the last call. Buffers in threads' caches keep their slabs: see [`PoolCache::flush`].
     pub fn give_back(&self) {
         self.0.give_back();
     }

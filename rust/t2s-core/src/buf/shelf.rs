@@ -38,7 +38,7 @@ pub(super) struct Shelf {
     /// No handle is left: blocks go straight to their slabs, and idle slabs to the system.
     pub(super) closed: bool,
     pub(super) misses: u64,
-    /// Slabs that became the spare one.
+    /// Slabs that were mapped ahead.
     pub(super) ahead: u64,
     pub(super) dropped: u64,
     pub(super) exchanges: u64,
@@ -91,7 +91,7 @@ impl Shelf {
 
     /// Whether fewer than `few` buffers are left and no slab stands behind them.
     pub(super) fn is_low(&mut self, few: usize) -> bool {
-        let low = self.stock < few && self.full.is_empty() && self.loose.is_empty();
+        let low = self.stock + self.loose.len() < few && self.full.is_empty();
         self.spare_used |= low;
         low && self.spare.is_none()
     }

@@ -290,9 +290,8 @@ impl Stack {
     /// which takes tens of them: true if so. At the cap of sessions, fetches the one that goes next. Next to nothing when
     /// there is nothing to do.
     pub fn prepare(&mut self) -> bool {
-        self.inner.flows.prepare();
-        self.inner.sessions.prepare();
-        self.inner.pool.grow_ahead()
+        let inner = &mut self.inner;
+        inner.flows.prepare() | inner.sessions.prepare() | inner.pool.grow_ahead()
     }
 
     /// Housekeeping, about once a second while idle: gives free table chunks and cached buffers back.

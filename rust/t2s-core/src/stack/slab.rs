@@ -69,11 +69,13 @@ impl<T> Slab<T> {
         self.free.extend((first..first + CHUNK as u32).rev());
     }
 
-    /// Grows now if the next flow would have to and the table is in use: for when nothing waits.
-    pub(super) fn prepare(&mut self) {
-        if self.free.is_empty() && self.len > 0 && !self.is_full() {
+    /// Grows now if the next flow would have to and the table is in use: for when nothing waits. Tells whether it did.
+    pub(super) fn prepare(&mut self) -> bool {
+        let grows = self.free.is_empty() && self.len > 0 && !self.is_full();
+        if grows {
             self.grow();
         }
+        grows
     }
 
     /// Gets the first `bytes` of a slot under way to the cache.

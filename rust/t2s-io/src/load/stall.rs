@@ -2,10 +2,10 @@
 //!
 //! Generator and workers poll without rest, so a thread that has nothing to do and yet does not look at the clock for
 //! [`STALL`] was off its CPU, or its CPU was the hypervisor's. The core cannot cause that: the generator never runs its
-//! code, and a worker's gap counts only between its turns and what the core prepares behind them. Within a turn a stall
-//! cannot be told from slow code and is the core's, but where the kernel says that the thread was put off its CPU without
-//! having slept. A packet is *disturbed* when it was due in such a gap, was in hand, or waited behind the backlog that the
-//! gap left.
+//! code, and a worker's gap counts only between its turns, to which belongs what the core gets ready behind them. Within
+//! a turn a stall cannot be told from slow code and is the core's, but where the kernel says that the thread was put off
+//! its CPU without having slept. A packet is *disturbed* when it was due in such a gap, was in hand, or waited behind the
+//! backlog that the gap left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

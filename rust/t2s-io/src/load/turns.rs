@@ -1,6 +1,6 @@
 //! The watchdog of a loop: how long its turns take, on and off the CPU, and an alarm when one is too long.
 //!
-//! A reading of the thread's CPU clock costs half a microsecond, too much for each turn. It is read every
+//! A reading of the thread's clocks costs half a microsecond, too much for each turn. They are read every
 //! [`REFRESH`] and at the end of a turn that was long; what is missing between wall and CPU time since the last reading
 //! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short), but what
 //! gaps between turns account for. Whose time that was the kernel says: a thread that has not slept since then, nor has it
@@ -51,7 +51,7 @@ pub struct Turns {
     ticks: Option<u64>,
     sleeps: u64,
     /// Nanoseconds between two ticks.
-    tick: u64,
+    tick: Option<u64>,
     /// Time since then that the loop was away between turns, nanoseconds.
     gaps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
@@ -151,7 +151,7 @@ impl Turns {
         let ticks_before = self.ticks;
         self.refresh(stamps[4]);
         let ticked = self.ticks.zip(ticks_before).map(|(now, before)| now.saturating_sub(before));
-        let on_cpu = time_on_cpu(self.cpu.saturating_sub(cpu_before), ticked, self.tick);
+        let on_cpu = time_on_cpu(self.cpu.saturating_sub(cpu_before), ticked.zip(self.tick));
         let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).saturating_sub(gaps).min(wall);
         self.max_off_cpu = self.max_off_cpu.max(off_cpu);
         self.max_on_cpu = self.max_on_cpu.max(wall - off_cpu);
@@ -165,9 +165,10 @@ impl Turns {
     }
 }
 
-/// How long a thread was on its CPU, by its CPU clock and the ticks that it met, `tick` apart, if anyone counts them.
-fn time_on_cpu(clock: u64, ticked: Option<u64>, tick: u64) -> u64 {
-    ticked.map_or(clock, |ticked| clock.min(ticked + tick))
+/// How long a thread was on its CPU, by its CPU clock, and by the time that its ticks tell and that between two of them,
+/// if anyone counts them.
+fn time_on_cpu(clock: u64, ticks: Option<(u64, u64)>) -> u64 {
+    ticks.map_or(clock, |(ticked, tick)| clock.min(ticked + tick))
 }
 
 #[cfg(test)]
@@ -177,11 +178,11 @@ mod tests {
     #[test]
     fn a_cpu_that_had_no_ticks_was_the_hypervisors() {
         const MS: u64 = 1_000_000;
-        assert_eq!(time_on_cpu(20 * MS, Some(4 * MS), 4 * MS), 8 * MS);
-        assert_eq!(time_on_cpu(12 * MS, Some(12 * MS), 4 * MS), 12 * MS, "slow code meets its ticks");
-        assert_eq!(time_on_cpu(15 * MS, Some(12 * MS), 4 * MS), 15 * MS, "the last of them may be yet to come");
-        assert_eq!(time_on_cpu(MS, Some(0), 4 * MS), MS);
-        assert_eq!(time_on_cpu(20 * MS, None, 4 * MS), 20 * MS);
+        assert_eq!(time_on_cpu(20 * MS, Some((4 * MS, 4 * MS))), 8 * MS);
+        assert_eq!(time_on_cpu(12 * MS, Some((12 * MS, 4 * MS))), 12 * MS, "slow code meets its ticks");
+        assert_eq!(time_on_cpu(15 * MS, Some((12 * MS, 4 * MS))), 15 * MS, "the last of them may be yet to come");
+        assert_eq!(time_on_cpu(MS, Some((0, 4 * MS))), MS);
+        assert_eq!(time_on_cpu(20 * MS, None), 20 * MS);
     }
 
     #[test]

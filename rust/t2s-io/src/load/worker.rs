@@ -245,17 +245,18 @@ impl Worker {
         if worked && self.measuring {
             self.record(&stamps);
         }
+        let mut end = stamps[4];
         if read > 0 {
             // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
             self.stack.pool().prefetch(self.mtu);
             if self.stack.prepare() {
-                self.prepared(stamps[4]);
+                end = self.prepared(end);
             }
         }
         self.dues.clear();
-        self.turns.between(stamps[4]);
+        self.turns.between(end);
         if let Some(mark) = mark {
-            self.pass(mark, stamps[4]);
+            self.pass(mark, end);
         }
         Turn { worked, ended: mark == Some(Mark::End) }
     }
@@ -350,16 +351,17 @@ impl Worker {
         }
     }
 
-    /// Since `begin`, when a turn ended, the core has asked the system for memory: time of its own, not a stall of the
-    /// machine that would excuse the packets that waited meanwhile.
+    /// Since `begin`, when a turn ended, the core has got memory ready: time of its own, not a stall of the machine that
+    /// would excuse the packets that waited meanwhile. Returns when that ended.
     #[cold]
-    fn prepared(&mut self, begin: u64) {
+    fn prepared(&mut self, begin: u64) -> u64 {
         let end = now_ns();
         self.witness.end(end, false);
         if self.measuring {
             let put_off = self.turns.record(&[begin, begin, end, end, end]);
             self.witness.put_off(put_off, end);
         }
+        end
     }
 
     #[inline]
