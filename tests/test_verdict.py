@@ -51,6 +51,13 @@ def verdict(rule, change=None, scenario="other", **run):
     return measured(rule, change, **run).verdicts.of(scenario)[0]
 
 
+def with_soak(run=""):
+    """Return the file with a scenario that is a soak, the baseline beside each round, and more keys of `[run]`."""
+    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
+    text = FILE.replace("[[scenario]]", f"beside_seconds = 0.1\n{run}\n[[scenario]]", 1)
+    return text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+
+
 def scale(factor, *path, scenario="other", phase="load"):
     """Multiply one number of a scenario's results."""
 
@@ -154,10 +161,8 @@ def test_a_soak_is_held_against_moments_in_the_moods_of_the_machine(factor, stat
             slices = [1_400 if at % 4 == 0 else 2_050 for at in range(40)]
             tree["latency_slices"] = [{"p99": factor * value} for value in slices]
 
-    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
-    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\nsoak_seconds = 80.0\n[[scenario]]", 1)
-    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
-    results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change), rounds=31)
+    text = with_soak("soak_seconds = 80.0") + P99
+    results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change), rounds=31)
     found = results.verdicts.of("soak")[0]
     assert found.status is status
     # 31 moments, of which the middle has 10 fast ones and 9 slow ones; of 40 slices 2 and 22.
@@ -188,9 +193,7 @@ def test_a_soak_is_held_against_all_moments_of_the_baseline():
         beside = spec["scenario"] == "base" and spec["seconds"] == 0.1
         tree["latency"]["p99"] = 1_500 if spec["scenario"] == "soak" else 1_000 if beside else 500
 
-    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\n[[scenario]]", 1)
-    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
-    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    text = with_soak()
     results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
     assert not results.beside("soak", "latency_p99_ns")
     assert list(results.moments("latency_p99_ns").values()) == [1_000] * 5
@@ -207,11 +210,7 @@ def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples()
         if "slice_seconds" in spec:
             tree["latency_slices"] = [{"p99": 2_500 if at < 30 else 900} for at in range(40)]
 
-    text = FILE.replace(
-        "[[scenario]]", "beside_seconds = 0.1\nsample_seconds = 0.2\nsoak_seconds = 80.0\n[[scenario]]", 1
-    )
-    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
-    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    text = with_soak("sample_seconds = 0.2\nsoak_seconds = 80.0")
     results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
     found = results.verdicts.of("soak")[0]
     assert (found.status, found.measured, found.limit, found.rounds) == (Status.PASS, 1_700, 2_000, 5)
@@ -244,11 +243,7 @@ def test_samples_decide_if_there_are_enough_and_the_soak_gets_no_slower(rounds, 
         if "slice_seconds" in spec:
             tree["latency_slices"] = [{"p99": 2_600 if at < 30 else late} for at in range(40)]
 
-    text = FILE.replace(
-        "[[scenario]]", "beside_seconds = 0.1\nsample_seconds = 0.2\nsoak_seconds = 80.0\n[[scenario]]", 1
-    )
-    scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
-    text = text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
+    text = with_soak("sample_seconds = 0.2\nsoak_seconds = 80.0")
     found = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change), rounds=rounds).verdicts.of("soak")[0]
     assert found.status is status
     drift = "`latency_p99_ns` of the last third of the soak is 2.5 times that of its samples"

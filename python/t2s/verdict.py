@@ -60,6 +60,8 @@ TAIL_OF_P99 = 0.01
 
 DRIFT = 2.0
 """How many times the percentile of its samples a soak may have in its last third; moods of a machine differ by less."""
+DRIFT_SLICES = 3
+"""Slices of such a third at least: one alone may be what a stall has spoilt."""
 
 OFF_CPU_NS = 2e6
 """Off-CPU time in one iteration from which the machine is named, nanoseconds: longer than a scheduler's usual slice."""
@@ -251,8 +253,9 @@ def _drift(results: Results, scenario: str, needed: Expression) -> str | None:
     """Say that a soak that was judged by its samples, short ones of a fresh core, has become slower than they were."""
     for name in sorted(needed.columns if needed.baseline_columns else ()):
         samples, slices = results.samples(scenario, name), list(results.values(scenario, name).values())
-        if samples and slices:
-            factor = middle(slices[-(len(slices) // 3) :]) / median(samples.values())
+        third = len(slices) // 3
+        if samples and third >= DRIFT_SLICES:
+            factor = middle(slices[-third:]) / median(samples.values())
             if factor > DRIFT:
                 return f"`{name}` of the last third of the soak is {factor:.1f} times that of its samples"
     return None
