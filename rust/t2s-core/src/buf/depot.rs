@@ -423,7 +423,8 @@ impl Pool {
     /// Unmaps what lay idle in the depot since the call before the last; meant to be called about once a second.
     ///
     /// Idle is what the depot never fell short of over two intervals, so a burst that returns within seconds finds its
-    /// memory still mapped; and a slab mapped ahead that was of no use since the last call. Buffers in threads' caches keep their slabs: see [`PoolCache::flush`].
+    /// memory still mapped; and a slab mapped ahead that was of no use since the last call. Buffers in threads' caches keep
+    /// their slabs: see [`PoolCache::flush`].
     pub fn give_back(&self) {
         self.0.give_back();
     }

@@ -148,7 +148,7 @@ impl Shelf {
             self.stock -= slab.free_blocks();
             let slab = place.take();
             self.partial.remove(&id);
-            self.vacant.push(id);
+            self.release_id(id);
             return slab;
         }
         self.partial.insert(id);
