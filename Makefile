@@ -45,6 +45,7 @@ test: $(VENV)/tools lint rust-test python-test  ## all of it: format, lints, car
 
 lint: $(VENV)/tools build  ## formatting, clippy, ruff, mypy, and the stub against the extension
 	cargo fmt --all --check
+	$(BIN)/python packaging/check_layers.py
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -70,7 +71,7 @@ quick: build  ## the same in 40 seconds, for a first look
 	$(BIN)/t2s bench scenarios.toml --quick --out $(OUT)
 
 rivals: build  ## measure the tunnel beside its rivals and beside none, as root; RIVALS="--quick" passes flags on
-	$(BIN)/python bench/tunnels.py --out $(OUT)/rivals $(RIVALS)
+	$(BIN)/python rivals/tunnels.py --out $(OUT)/rivals $(RIVALS)
 
 fuzz:  ## fuzz Stack::handle_packet for FUZZ_SECONDS (wants a nightly Rust)
 	@cargo +nightly --version >/dev/null 2>&1 || { echo "make fuzz wants a nightly Rust: rustup toolchain install nightly"; exit 1; }
@@ -83,7 +84,7 @@ fuzz:  ## fuzz Stack::handle_packet for FUZZ_SECONDS (wants a nightly Rust)
 
 docs: $(VENV)/tools build  ## the Python API in docs/html, the Rust API in target/doc
 	$(BIN)/pdoc t2s --output-directory docs/html
-	cargo doc --package t2s-core --package t2s-io --no-deps --locked
+	cargo doc --package t2s-core --package t2s-sys --package t2s-tunnel --package t2s-lab --no-deps --locked
 
 wheel: $(VENV)/made  ## one wheel for all CPython >= 3.11, in dist/
 	$(BIN)/maturin build --release --locked --out dist

@@ -17,7 +17,7 @@ from rig import engine, measures, network, process, rivals, run, spread, table, 
 from rig.process import RigError
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "bench" / "tunnels.py"
+SCRIPT = ROOT / "rivals" / "tunnels.py"
 
 
 def sample(measure, name, round_=1, error=None, settled=True, **numbers):

@@ -6,7 +6,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use t2s_core::checksum::UnknownKernel;
-use t2s_io::load::run::LabError as CoreLabError;
+use t2s_lab::lab::LabError as CoreLabError;
 
 create_exception!(t2s, T2sError, PyException, "The root of all exceptions that t2s raises on its own account.");
 create_exception!(t2s, LabError, T2sError, "A phase of the lab that did not run, or has no result (yet).");
@@ -69,13 +69,13 @@ impl IntoPyErr for CoreLabError {
     }
 }
 
-impl IntoPyErr for t2s_io::config::ConfigError {
+impl IntoPyErr for t2s_tunnel::config::ConfigError {
     fn into_py_err(self) -> PyErr {
         ConfigError::new_err(self.to_string())
     }
 }
 
-impl IntoPyErr for t2s_io::tun::OpenError {
+impl IntoPyErr for t2s_tunnel::tun::OpenError {
     fn into_py_err(self) -> PyErr {
         let text = self.to_string();
         match self {
@@ -87,7 +87,7 @@ impl IntoPyErr for t2s_io::tun::OpenError {
     }
 }
 
-impl IntoPyErr for t2s_io::privilege::PrivilegeError {
+impl IntoPyErr for t2s_tunnel::privilege::PrivilegeError {
     fn into_py_err(self) -> PyErr {
         let text = self.to_string();
         match self {
@@ -99,7 +99,7 @@ impl IntoPyErr for t2s_io::privilege::PrivilegeError {
     }
 }
 
-impl IntoPyErr for t2s_io::engine::StartError {
+impl IntoPyErr for t2s_tunnel::tunnel::StartError {
     fn into_py_err(self) -> PyErr {
         match self {
             Self::Config(error) => error.into_py_err(),
@@ -110,7 +110,7 @@ impl IntoPyErr for t2s_io::engine::StartError {
     }
 }
 
-impl IntoPyErr for t2s_io::engine::RunError {
+impl IntoPyErr for t2s_tunnel::tunnel::RunError {
     fn into_py_err(self) -> PyErr {
         let text = self.to_string();
         match self {
@@ -119,7 +119,7 @@ impl IntoPyErr for t2s_io::engine::RunError {
     }
 }
 
-impl IntoPyErr for t2s_io::proxy::ProxyError {
+impl IntoPyErr for t2s_tunnel::proxy::ProxyError {
     fn into_py_err(self) -> PyErr {
         let text = self.to_string();
         match self {
@@ -129,7 +129,7 @@ impl IntoPyErr for t2s_io::proxy::ProxyError {
     }
 }
 
-impl IntoPyErr for t2s_io::replay::CaptureError {
+impl IntoPyErr for t2s_lab::replay::CaptureError {
     fn into_py_err(self) -> PyErr {
         match self {
             // A path that does not exist is Python's own kind of error.

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use t2s_core::flow::{FlowKey, FlowMapConfig, ShardStats};
 use t2s_core::time::Instant;
-use t2s_io::sys::clock::monotonic_nanos;
+use t2s_sys::clock::monotonic_nanos;
 
 use crate::errors::{ConfigError, OrRaise};
 

@@ -4,7 +4,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::errors::OrRaise;
-use crate::patience::{seconds, wait};
+use crate::wait::{seconds, wait};
 
 /// One phase of one scenario: generator, device, core and simulated upstream, in threads of their own.
 ///
@@ -19,13 +19,13 @@ use crate::patience::{seconds, wait};
 /// ...     print("refused")
 /// refused
 #[pyclass(frozen, module = "t2s")]
-pub(crate) struct Lab(t2s_io::load::run::Lab);
+pub(crate) struct Lab(t2s_lab::lab::Lab);
 
 #[pymethods]
 impl Lab {
     #[new]
     fn new(spec: &str) -> PyResult<Self> {
-        t2s_io::load::run::Lab::new(spec).map(Self).or_raise()
+        t2s_lab::lab::Lab::new(spec).map(Self).or_raise()
     }
 
     /// Start the threads and return at once.

@@ -18,8 +18,7 @@ mod flow_map;
 mod fragment;
 mod histogram;
 mod lab;
-mod lines;
-mod patience;
+mod log_lines;
 mod pool;
 mod proxy;
 mod replay;
@@ -27,6 +26,7 @@ mod request;
 mod stack;
 mod stream;
 mod tunnel;
+mod wait;
 
 use pyo3::prelude::*;
 

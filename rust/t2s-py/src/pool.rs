@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use t2s_core::buf::{CLASSES, HEAP, Pool, PoolCache, PoolConfig};
-use t2s_io::sys::clock::monotonic_nanos;
+use t2s_sys::clock::monotonic_nanos;
 
 use crate::buffer::Buffer;
 use crate::bytes::Lent;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyAny;
-use t2s_io::proxy::{self, ProxyConfig};
+use t2s_tunnel::proxy::{self, ProxyConfig};
 
 use crate::errors::OrRaise;
-use crate::lines::Lines;
+use crate::log_lines::LogLines;
 use crate::request::{End, end_of};
 
 /// A running SOCKS5 server: CONNECT and UDP ASSOCIATE, for trying things out.
@@ -23,7 +23,7 @@ use crate::request::{End, end_of};
 #[pyclass(frozen, module = "t2s")]
 pub(crate) struct Proxy {
     server: proxy::Proxy,
-    lines: Arc<Lines>,
+    lines: Arc<LogLines>,
 }
 
 #[pymethods]
@@ -31,7 +31,7 @@ impl Proxy {
     #[new]
     fn new(py: Python<'_>, config: &str) -> PyResult<Self> {
         let config = ProxyConfig::from_json(config).or_raise()?;
-        let lines = Arc::new(Lines::default());
+        let lines = Arc::new(LogLines::default());
         let sink = lines.sink();
         let server = py.detach(|| proxy::Proxy::start(&config, sink)).or_raise()?;
         Ok(Self { server, lines })

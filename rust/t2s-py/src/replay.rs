@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use t2s_core::buf::{Pool, PoolConfig};
 use t2s_core::config::{Config, Secrets};
-use t2s_io::replay::{Capture, Observer, Pace, ReplayOptions};
+use t2s_lab::replay::{Capture, Observer, Pace, ReplayOptions};
 
 use crate::errors::{ConfigError, OrRaise};
 use crate::request::{End, end_of};
@@ -123,7 +123,7 @@ pub(crate) fn replay(
     let done = py.detach(|| {
         let capture = Capture::open(&path)?;
         let pool = Pool::new(PoolConfig::default());
-        Ok::<_, t2s_io::replay::CaptureError>(t2s_io::replay::replay(
+        Ok::<_, t2s_lab::replay::CaptureError>(t2s_lab::replay::replay(
             &capture,
             &ReplayOptions { config, pace, keep },
             &pool,

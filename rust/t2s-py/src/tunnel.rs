@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyAny, PyDict};
-use t2s_io::config::TunnelConfig;
-use t2s_io::dial::Credentials;
-use t2s_io::engine;
-use t2s_io::log::Level;
-use t2s_io::tun::{Device, DeviceConfig, MTU_MIN, OpenError};
+use t2s_tunnel::config::TunnelConfig;
+use t2s_tunnel::dial::Credentials;
+use t2s_tunnel::log::Level;
+use t2s_tunnel::tun::{Device, DeviceConfig, MTU_MIN, OpenError};
+use t2s_tunnel::tunnel;
 
 use crate::errors::{ConfigError, OrRaise, TunnelError};
-use crate::lines::Lines;
-use crate::patience::{seconds, wait};
+use crate::log_lines::LogLines;
 use crate::request::end_of;
+use crate::wait::{seconds, wait};
 
 /// Counters that are counts by name.
 const BY_NAME: [&str; 3] = ["flows_closed", "drops", "dial_failures"];
@@ -36,8 +36,8 @@ const BY_NAME: [&str; 3] = ["flows_closed", "drops", "dial_failures"];
 /// proxy: unknown proxy scheme "gopher"; use socks5://, http:// or direct://
 #[pyclass(frozen, module = "t2s")]
 pub(crate) struct Tunnel {
-    engine: Arc<engine::Tunnel>,
-    lines: Arc<Lines>,
+    engine: Arc<tunnel::Tunnel>,
+    lines: Arc<LogLines>,
 }
 
 /// Reads what serde writes.
@@ -51,9 +51,9 @@ impl Tunnel {
     #[new]
     fn new(py: Python<'_>, config: &str) -> PyResult<Self> {
         let config = TunnelConfig::from_json(config).or_raise()?;
-        let lines = Arc::new(Lines::default());
+        let lines = Arc::new(LogLines::default());
         let sink = lines.sink();
-        let engine = py.detach(|| engine::Tunnel::start(config, sink)).or_raise()?;
+        let engine = py.detach(|| tunnel::Tunnel::start(config, sink)).or_raise()?;
         Ok(Self { engine: Arc::new(engine), lines })
     }
 

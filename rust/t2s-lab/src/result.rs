@@ -1,0 +1,236 @@
+//! What a phase measured, as JSON for the lab. The words are those of the design: intended, offered, forwarded, lost,
+//! latency, service. Counts are packets of the measured window; times are nanoseconds unless a name says otherwise.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::measure::clock::ClockFacts;
+use crate::measure::distribution::Distribution;
+use crate::measure::loop_time::Alarm;
+use crate::measure::slices::Slice;
+use crate::spec::Phase;
+
+/// The buffer pool over the measured window (`pool_miss` and `slabs_ahead` over the whole phase).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PoolResult {
+    /// Buffers handed out.
+    pub alloc: u64,
+    /// Buffers given back.
+    pub free: u64,
+    /// Allocations that waited for the heap to grow, in the whole phase.
+    pub pool_miss: u64,
+    /// The same after warm-up.
+    pub pool_miss_steady: u64,
+    /// Slabs by which the heap grew before an allocation needed them, in the whole phase.
+    pub slabs_ahead: u64,
+    /// The same after warm-up.
+    pub slabs_ahead_steady: u64,
+    /// Bytes held from the system at the end of the window.
+    pub bytes_heap: u64,
+    /// The most ever held.
+    pub bytes_heap_peak: u64,
+    /// Bytes handed out and not returned, after the drain; anything but 0 is a leak.
+    pub bytes_live_after_drain: u64,
+    /// Time spent waiting for the depot's lock.
+    pub lock_wait_ns: u64,
+    /// Allocations refused at the ceiling.
+    pub refused: u64,
+}
+
+/// The flow map.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FlowMapResult {
+    /// Time spent waiting for shard locks in the measured window.
+    pub lock_wait_ns: u64,
+    /// Most flows seen at once (sampled).
+    pub flows_peak: u64,
+    /// Flows after the drain; anything but 0 is a leak.
+    pub flows_after_drain: u64,
+    /// Insertions refused at the cap, in the whole phase.
+    pub refused: u64,
+}
+
+/// Out-of-order data and fragments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReassemblyResult {
+    /// Payload bytes that ever waited out of order.
+    pub bytes_total: u64,
+    /// Most that waited at once in one worker.
+    pub bytes_peak: u64,
+    /// The cap of one worker; 0 = none.
+    pub cap: u64,
+    /// Most fragment bytes held at once in one worker.
+    pub fragment_bytes_peak: u64,
+    /// The cap of one worker.
+    pub fragment_cap: u64,
+    /// Bytes of both kinds held after the drain.
+    pub bytes_after_drain: u64,
+}
+
+/// Event loop iterations: turns with work, from wake to next wait.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LoopResult {
+    /// Iterations.
+    pub iterations: u64,
+    /// Longest.
+    pub max_wall_ns: u64,
+    /// Most time on the CPU in one turn.
+    pub max_on_cpu_ns: u64,
+    /// Most time off the CPU in one turn.
+    pub max_off_cpu_ns: u64,
+    /// Iterations above the limit, the first 64 of each worker.
+    pub alarms: Vec<Alarm>,
+    /// All turns.
+    pub hist: Distribution,
+}
+
+/// CPU time of the worker threads in the measured window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct CpuResult {
+    /// CPU time without empty polls, over all workers.
+    pub engine_ns: u64,
+    /// CPU time of empty polls, which busy-polling spends to keep wake-ups out of the latency.
+    pub idle_poll_ns: u64,
+    /// `engine_ns` as a share of one CPU for each worker, percent.
+    pub percent: f64,
+    /// The busiest worker's percentage in each window of 1 s, or of the measured time if that is shorter (a shorter last
+    /// one is left out).
+    pub windows: Vec<f64>,
+    /// `engine_ns` a packet.
+    pub ns_per_packet: f64,
+}
+
+/// Resident memory of the process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RssResult {
+    /// Pairs of milliseconds from the begin of the measured window and bytes.
+    pub samples: Vec<(u64, u64)>,
+}
+
+/// Sampled time of one stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StageResult {
+    /// Sum of the sampled times.
+    pub ns: u64,
+    /// Packets sampled.
+    pub samples: u64,
+}
+
+/// The generator's own figures.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GeneratorResult {
+    /// Packets a second that it sent.
+    pub offered_pps: f64,
+    /// Its CPU use with polling, percent of one CPU for each generator.
+    pub cpu_percent: f64,
+    /// Segments sent again after a timeout or three duplicate acknowledgements.
+    pub retransmits: u64,
+    /// RST segments received.
+    pub resets_received: u64,
+    /// Latest that a packet left after its due time.
+    pub behind_ns_max: u64,
+    /// Packets that were due while the peer's window was closed by design.
+    pub window_blocked: u64,
+    /// Packets received from the core.
+    pub received: u64,
+    /// Received packets that were not what the core should have sent.
+    pub corrupt: u64,
+    /// Flows given up after too many retransmissions.
+    pub aborted: u64,
+    /// Longest oversleep of an idle thread (the machine's hiccups).
+    pub hiccup_ns_max: u64,
+}
+
+/// The result of one phase.
+#[derive(Clone, Debug, Serialize)]
+pub struct PhaseResult {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// Which phase.
+    pub phase: Phase,
+    /// Seed of the packets.
+    pub seed: u64,
+    /// Length of the measured window.
+    pub seconds: f64,
+    /// Worker threads.
+    pub workers: u32,
+    /// Packets that were to be sent: due ones (without those the peer's window forbade by design) and reactions.
+    pub intended: u64,
+    /// Packets sent.
+    pub offered: u64,
+    /// Packets whose effect reached the other side: offered less lost.
+    pub forwarded: u64,
+    /// Packets without effect.
+    pub lost: u64,
+    /// The same by reason.
+    pub lost_by_reason: BTreeMap<&'static str, u64>,
+    /// Why this run says nothing about speed, if it does not.
+    pub invalid: Option<String>,
+    /// From due time to effect.
+    pub latency: Distribution,
+    /// The latency of packets that no stall of the machine disturbed.
+    pub quiet: Distribution,
+    /// From dequeue to effect.
+    pub service: Distribution,
+    /// The latency of each slice, where the phase has some.
+    pub latency_slices: Vec<Slice>,
+    /// The undisturbed latency of each slice.
+    pub quiet_slices: Vec<Slice>,
+    /// The service time of each slice.
+    pub service_slices: Vec<Slice>,
+    /// How long bytes waited in the core because the simulated upstream took none.
+    pub upstream_wait: Option<Distribution>,
+    /// Bytes of the packets offered, IP headers included; none for a capture, whose passes count packets.
+    pub bytes_offered: Option<u64>,
+    /// Payload bytes of valid packets sent in the window, each byte once.
+    pub payload_offered: u64,
+    /// Those accepted upstream, those of the drain included.
+    pub payload_forwarded: u64,
+    /// Payload bytes taken upstream within the window, whenever they were sent: the goodput of a limited upstream.
+    pub payload_window: u64,
+    /// Connections established in the window.
+    pub connections_opened: u64,
+    /// Connections ended in the window.
+    pub connections_closed: u64,
+    /// Connections refused in the window, as designed or not.
+    pub connections_refused: u64,
+    /// The buffer pool.
+    pub pool: PoolResult,
+    /// The flow map.
+    pub flow_map: FlowMapResult,
+    /// Out-of-order data.
+    pub reassembly: ReassemblyResult,
+    /// The worker's loop.
+    #[serde(rename = "loop")]
+    pub turns: LoopResult,
+    /// CPU of the workers.
+    pub cpu: CpuResult,
+    /// Resident memory.
+    pub rss: RssResult,
+    /// Stage times; the core's are sampled; `device` and `upstream` are the loop's, over all packets.
+    pub stages: BTreeMap<&'static str, StageResult>,
+    /// Refusals of the core in the window, its whole drop counters.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// The generator.
+    pub generator: GeneratorResult,
+    /// Timers left after the drain; anything but 0 is a leak.
+    pub timers_after_drain: u64,
+    /// The clock that all times come from.
+    pub clock: ClockFacts,
+}
+
+/// What a running phase can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Progress {
+    /// Seconds since the window of warm-up began.
+    pub elapsed: f64,
+    /// Warm-up and measured time together.
+    pub seconds: f64,
+    /// Packets sent so far.
+    pub offered: u64,
+    /// Packets that the workers have dealt with so far.
+    pub forwarded: u64,
+    /// Packets a second since the last call.
+    pub pps: f64,
+}

@@ -1,0 +1,292 @@
+//! From the reports of threads to the result of a phase.
+
+use std::collections::BTreeMap;
+
+use t2s_core::buf::PoolStats;
+use t2s_core::stats::{DropReason, Stage};
+
+use crate::core_config::config_of;
+use crate::generator::Window;
+use crate::generator::link::Counters;
+use crate::measure::clock;
+use crate::measure::recorder::Recorder;
+use crate::measure::sampler::Sampler;
+use crate::measure::slices::Slice;
+use crate::result::{
+    CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
+    StageResult,
+};
+use crate::spec::{Phase, PhaseSpec, Reassembly};
+use crate::worker::{Report, Snapshot};
+
+/// Smallest share of the intended packets that must have been sent in the load phase.
+const OFFERED_SHARE: f64 = 0.99;
+
+/// Alarms in a result.
+const ALARMS: usize = 256;
+
+/// What one generator measured.
+#[derive(Clone, Copy, Debug)]
+pub struct GeneratorReport {
+    /// Its window.
+    pub window: Window,
+    /// CPU use with polling, as a share of one CPU.
+    pub cpu_share: f64,
+}
+
+/// Everything that a result is made of.
+pub struct Parts<'a> {
+    /// The phase.
+    pub spec: &'a PhaseSpec,
+    /// What the control thread saw.
+    pub sampler: &'a Sampler,
+    /// The workers; `None` for null devices.
+    pub workers: &'a [Option<Box<Report>>],
+    /// The generators.
+    pub generators: &'a [GeneratorReport],
+    /// The pool after everything has ended.
+    pub pool: PoolStats,
+}
+
+impl Parts<'_> {
+    fn reports(&self) -> impl Iterator<Item = &Report> {
+        self.workers.iter().flatten().map(AsRef::as_ref)
+    }
+
+    /// The difference of a counter over the window, over all workers.
+    fn over_window(&self, read: impl Fn(&Snapshot) -> u64) -> u64 {
+        self.reports().map(|report| read(&report.end).saturating_sub(read(&report.begin))).sum()
+    }
+
+    fn generated(&self, read: impl Fn(&Window) -> u64) -> u64 {
+        self.generators.iter().map(|generator| read(&generator.window)).sum()
+    }
+
+    /// Length of the window in seconds: the longest of the generators'.
+    fn seconds(&self) -> f64 {
+        let spans = self.generators.iter().map(|generator| generator.window.span);
+        spans.map(|(begin, end)| end.saturating_sub(begin)).max().unwrap_or(0) as f64 / 1e9
+    }
+
+    fn merged(&self, read: impl Fn(&Report) -> &Recorder) -> Recorder {
+        let mut all = Recorder::new();
+        self.reports().for_each(|report| all.merge(read(report)));
+        all
+    }
+
+    /// Slices of the same time are those of the worker that had it worst; the last one that all have completed ends it.
+    fn slices(&self, read: impl Fn(&Report) -> &[Slice]) -> Vec<Slice> {
+        let mut all: Option<Vec<Slice>> = None;
+        for report in self.reports() {
+            let own = read(report);
+            all = Some(match all {
+                None => own.to_vec(),
+                Some(so_far) => so_far.iter().zip(own).map(|(a, &b)| a.worse(b)).collect(),
+            });
+        }
+        all.unwrap_or_default()
+    }
+}
+
+/// Puts the result together; `flows_left` are those of the map after the drain.
+pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
+    let spec = parts.spec;
+    let total = |read: fn(&Counters) -> u64| parts.generated(|window| read(&window.counters));
+    let ever = |read: fn(&Counters) -> u64| parts.generated(|window| read(&window.total));
+    let (intended, offered) = (parts.generated(|window| window.intended), total(|c| c.packets));
+    let drops = drops(parts);
+    let lost_by_reason = lost(parts, &drops);
+    let lost = lost_by_reason.values().sum::<u64>().min(offered);
+    let corrupt = ever(|c| c.corrupt) + parts.reports().map(|report| report.corrupt).sum::<u64>();
+    let payload_offered = total(|c| c.payload);
+    let accepted_ever: u64 = parts.reports().map(|report| report.last.accepted).sum();
+    let payload_before = parts.generated(|window| window.payload_before);
+    let seconds = parts.seconds();
+    PhaseResult {
+        scenario: spec.scenario.clone(),
+        phase: spec.phase,
+        seed: spec.seed,
+        seconds,
+        workers: spec.workers,
+        intended,
+        offered,
+        forwarded: offered - lost,
+        lost,
+        lost_by_reason,
+        invalid: invalid(spec.phase, intended, offered, corrupt),
+        latency: parts.merged(|report| &report.latency.0).distribution(),
+        quiet: parts.merged(|report| &report.quiet.0).distribution(),
+        service: parts.merged(|report| &report.service.0).distribution(),
+        latency_slices: parts.slices(|report| &report.latency.1),
+        quiet_slices: parts.slices(|report| &report.quiet.1),
+        service_slices: parts.slices(|report| &report.service.1),
+        upstream_wait: upstream_wait(parts),
+        bytes_offered: Some(total(|c| c.bytes)),
+        payload_offered,
+        // What was sent before the window is upstream before it (streams are in order), so the rest is the window's.
+        payload_forwarded: accepted_ever.saturating_sub(payload_before).min(payload_offered),
+        payload_window: parts.over_window(|snapshot| snapshot.accepted),
+        connections_opened: total(|c| c.opened),
+        connections_closed: total(|c| c.closed),
+        connections_refused: total(|c| c.refused),
+        pool: pool(parts),
+        flow_map: flow_map(parts, flows_left),
+        reassembly: reassembly(parts),
+        turns: turns(parts),
+        cpu: cpu(parts, offered, seconds),
+        rss: RssResult { samples: parts.sampler.rss.clone() },
+        stages: stages(parts),
+        drops,
+        generator: GeneratorResult {
+            offered_pps: offered as f64 / seconds.max(1e-9),
+            cpu_percent: parts.generators.iter().map(|g| g.cpu_share * 100.0).sum::<f64>()
+                / parts.generators.len().max(1) as f64,
+            retransmits: total(|c| c.retransmits),
+            resets_received: total(|c| c.resets_received),
+            behind_ns_max: parts.generators.iter().map(|g| g.window.behind_max).max().unwrap_or(0),
+            window_blocked: total(|c| c.window_blocked),
+            received: total(|c| c.received),
+            corrupt,
+            aborted: ever(|c| c.aborted),
+            hiccup_ns_max: parts.sampler.hiccup_max,
+        },
+        timers_after_drain: parts.reports().map(|report| report.last.stack.timers).sum(),
+        clock: clock::facts(),
+    }
+}
+
+fn invalid(phase: Phase, intended: u64, offered: u64, corrupt: u64) -> Option<String> {
+    if corrupt > 0 {
+        return Some(format!("{corrupt} packets or slices were not what their sender sent: the core has a bug"));
+    }
+    if phase == Phase::Load && (offered as f64) < OFFERED_SHARE * intended as f64 {
+        return Some(format!(
+            "the generator sent {offered} of {intended} packets ({:.1} %): the device was full or the machine was busy",
+            100.0 * offered as f64 / intended as f64
+        ));
+    }
+    None
+}
+
+/// The core's drop counters over the window, non-zero ones.
+fn drops(parts: &Parts<'_>) -> BTreeMap<&'static str, u64> {
+    let count = |reason: DropReason| parts.over_window(|snapshot| snapshot.stack.drops.get(reason));
+    DropReason::ALL.iter().map(|&reason| (reason.name(), count(reason))).filter(|&(_, count)| count > 0).collect()
+}
+
+/// Packets without effect: the drops, and those that never reached the stack.
+fn lost(parts: &Parts<'_>, drops: &BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
+    let mut lost = drops.clone();
+    let unread = [
+        (DropReason::PoolExhausted, parts.over_window(|snapshot| snapshot.no_buffer)),
+        (DropReason::InboxFull, parts.over_window(|snapshot| snapshot.foreign)),
+    ];
+    for (reason, count) in unread {
+        if count > 0 {
+            *lost.entry(reason.name()).or_default() += count;
+        }
+    }
+    lost
+}
+
+fn upstream_wait(parts: &Parts<'_>) -> Option<crate::measure::distribution::Distribution> {
+    let mut waits = parts.reports().filter_map(|report| report.upstream_wait.as_ref());
+    let mut all = waits.next()?.clone();
+    waits.for_each(|wait| all.merge(wait));
+    Some(all.distribution())
+}
+
+/// The first worker's readings at the marks cover all threads.
+fn pool(parts: &Parts<'_>) -> PoolResult {
+    let Some(first) = parts.reports().next() else { return PoolResult::default() };
+    let (begin, end, last) = (first.begin.pool, first.end.pool, parts.pool);
+    PoolResult {
+        alloc: end.alloc.saturating_sub(begin.alloc),
+        free: end.free.saturating_sub(begin.free),
+        pool_miss: last.pool_miss,
+        pool_miss_steady: end.pool_miss.saturating_sub(begin.pool_miss),
+        slabs_ahead: last.slabs_ahead,
+        slabs_ahead_steady: end.slabs_ahead.saturating_sub(begin.slabs_ahead),
+        bytes_heap: end.bytes_heap as u64,
+        bytes_heap_peak: last.bytes_heap_peak as u64,
+        bytes_live_after_drain: last.bytes_live as u64,
+        lock_wait_ns: end.lock_wait_ns.saturating_sub(begin.lock_wait_ns),
+        refused: last.refused,
+    }
+}
+
+fn flow_map(parts: &Parts<'_>, flows_left: u64) -> FlowMapResult {
+    let Some(first) = parts.reports().next() else { return FlowMapResult::default() };
+    let sessions_left: u64 = parts.reports().map(|report| report.last.stack.sessions).sum();
+    FlowMapResult {
+        lock_wait_ns: first.end.map.total.lock_wait_ns.saturating_sub(first.begin.map.total.lock_wait_ns),
+        flows_peak: parts.reports().map(|report| report.last.stack.flows_peak).sum(),
+        flows_after_drain: flows_left + sessions_left,
+        refused: parts.reports().map(|report| report.last.stack.drops.get(DropReason::FlowTableFull)).sum(),
+    }
+}
+
+fn reassembly(parts: &Parts<'_>) -> ReassemblyResult {
+    let config = config_of(parts.spec);
+    let bounded = parts.spec.settings.reassembly == Reassembly::Bounded;
+    let peak = |read: fn(&Report) -> u64| parts.reports().map(read).max().unwrap_or(0);
+    ReassemblyResult {
+        bytes_total: parts.over_window(|snapshot| snapshot.stack.reassembly_bytes_total),
+        bytes_peak: peak(|report| report.last.stack.reassembly_bytes_peak),
+        cap: if bounded { config.stream.total_bytes } else { 0 },
+        fragment_bytes_peak: peak(|report| report.last.stack.fragment_bytes_peak),
+        fragment_cap: if bounded { config.fragment.total_bytes } else { 0 },
+        bytes_after_drain: parts
+            .reports()
+            .map(|report| report.last.stack.reassembly_bytes + report.last.stack.fragment_bytes)
+            .sum(),
+    }
+}
+
+fn turns(parts: &Parts<'_>) -> LoopResult {
+    let all = parts.merged(|report| &report.turns);
+    let mut alarms: Vec<_> = parts.reports().flat_map(|report| report.alarms.iter().cloned()).collect();
+    alarms.sort_by_key(|alarm| alarm.at_ms);
+    alarms.truncate(ALARMS);
+    let distribution = all.distribution();
+    LoopResult {
+        iterations: all.count(),
+        max_wall_ns: distribution.max,
+        max_on_cpu_ns: parts.reports().map(|report| report.max_on_cpu).max().unwrap_or(0),
+        max_off_cpu_ns: parts.reports().map(|report| report.max_off_cpu).max().unwrap_or(0),
+        alarms,
+        hist: distribution,
+    }
+}
+
+fn cpu(parts: &Parts<'_>, packets: u64, seconds: f64) -> CpuResult {
+    let used = parts.over_window(|snapshot| snapshot.cpu);
+    let idle = parts.over_window(|snapshot| snapshot.idle).min(used);
+    let engine = used - idle;
+    let workers = parts.reports().count().max(1) as f64;
+    CpuResult {
+        engine_ns: engine,
+        idle_poll_ns: idle,
+        percent: engine as f64 / (seconds.max(1e-9) * 1e9) / workers * 100.0,
+        windows: parts.sampler.windows.clone(),
+        ns_per_packet: engine as f64 / packets.max(1) as f64,
+    }
+}
+
+fn stages(parts: &Parts<'_>) -> BTreeMap<&'static str, StageResult> {
+    let mut stages = BTreeMap::new();
+    let samples = parts.over_window(|snapshot| snapshot.stack.stages.packets);
+    for &stage in Stage::ALL {
+        let ns = parts.over_window(|snapshot| snapshot.stack.stages.nanos[stage as usize]);
+        stages.insert(stage.name(), StageResult { ns, samples });
+    }
+    let packets = parts.reports().map(|report| report.measured).sum();
+    for report in parts.reports() {
+        for (&name, &ns) in &report.parts {
+            let entry: &mut StageResult = stages.entry(name).or_default();
+            entry.ns += ns;
+            entry.samples = packets;
+        }
+    }
+    stages
+}

@@ -1,0 +1,470 @@
+//! One worker: device ring → pooled buffers → stack → simulated upstream → device ring, measured.
+//!
+//! A turn takes at most [`BUDGET`] packets. The copy into a pooled buffer is the device's read; from there on the packet
+//! takes the tunnel's way. Effect is reached when the turn has emptied the stack's requests and packets, so a packet's
+//! service time is that of its whole turn. While the device's way out is full nothing is read: the ring fills, and
+//! packets are late instead of lost.
+
+pub mod null;
+pub mod upstream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use t2s_core::buf::{Pool, PoolStats};
+use t2s_core::config::Config;
+use t2s_core::flow::{FlowMap, FlowMapStats};
+use t2s_core::stack::{Packet, Stack, StackStats};
+use t2s_core::time::Instant;
+use t2s_core::wire::virtio::F_NEEDS_CSUM;
+
+use crate::device_ring::{Consumer, Producer};
+use crate::generator::link::{FLAG_GSO_SHIFT, FLAG_MARK, FLAG_PARTIAL_CHECKSUM, Mark};
+use crate::measure::clock::now_ns;
+use crate::measure::loop_time::{LoopTimer, Part};
+use crate::measure::recorder::Recorder;
+use crate::measure::slices::{Slice, Sliced};
+use crate::measure::stall::{LastStall, StallDetector};
+use crate::spec::{Component, PhaseSpec};
+use crate::worker::upstream::Upstreams;
+use t2s_sys::clock::thread_cpu_nanos;
+
+/// Packets of one turn: enough to share locks and acknowledgements, few enough to keep a turn below 100 µs.
+pub const BUDGET: usize = 64;
+
+/// With no more than so many bytes waiting, a turn takes one packet: there is little to share, and the first of three
+/// packets need not wait for the other two.
+const FEW: usize = 8_192;
+
+/// Room that the device's way out must have before a packet is asked of the stack: the largest packet and its record.
+const LARGEST: usize = 66_000;
+
+/// Time between two looks at the stack's timers, nanoseconds; its wheel ticks in milliseconds.
+const TIMER_LOOK: u64 = 200_000;
+
+/// How long timers and the upstream's delays wait while there are packets, nanoseconds.
+const PACKETS_FIRST: u64 = 20_000;
+
+/// Timers of one turn: with what one of them sends a turn takes a quarter of a microsecond, and a packet that comes
+/// meanwhile waits no longer. (Turns cost next to nothing here; where each asks the kernel, a few at once are better.)
+const TIMERS: usize = 1;
+
+/// A gap between two empty polls longer than this was spent off the CPU, nanoseconds.
+const POLL_GAP: u64 = 20_000;
+
+/// Steps of virtual time in which everything must have ended after the generator has.
+const DRAIN_STEPS_MAX: u32 = 2_000_000;
+
+/// Counters at a mark.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The stack's.
+    pub stack: StackStats,
+    /// The pool's, all threads.
+    pub pool: PoolStats,
+    /// The flow map's, all shards.
+    pub map: FlowMapStats,
+    /// CPU time of the worker's thread, nanoseconds.
+    pub cpu: u64,
+    /// Its part of empty polls.
+    pub idle: u64,
+    /// Payload bytes taken upstream.
+    pub accepted: u64,
+    /// Packets read from the device.
+    pub packets: u64,
+    /// Packets for which there was no buffer.
+    pub no_buffer: u64,
+    /// Packets that belonged to other workers.
+    pub foreign: u64,
+}
+
+/// What one worker measured.
+#[derive(Debug)]
+pub struct Report {
+    /// At the begin of the window.
+    pub begin: Snapshot,
+    /// At its end, before the drain.
+    pub end: Snapshot,
+    /// After the drain.
+    pub last: Snapshot,
+    /// Due time to effect.
+    pub latency: (Recorder, Vec<Slice>),
+    /// The same of packets that no stall of the machine disturbed.
+    pub quiet: (Recorder, Vec<Slice>),
+    /// Dequeue to effect.
+    pub service: (Recorder, Vec<Slice>),
+    /// Bytes that waited for the upstream, when any could.
+    pub upstream_wait: Option<Recorder>,
+    /// Packets that had their effect in the window.
+    pub measured: u64,
+    /// The loop: turns and alarms.
+    pub turns: Recorder,
+    /// Longest time on the CPU in one turn.
+    pub max_on_cpu: u64,
+    /// Longest time off the CPU in one turn.
+    pub max_off_cpu: u64,
+    /// Iterations above the limit.
+    pub alarms: Vec<crate::measure::loop_time::Alarm>,
+    /// Time by part of the loop.
+    pub parts: BTreeMap<&'static str, u64>,
+    /// Bytes that did not arrive as sent.
+    pub corrupt: u64,
+    /// Datagrams lost in the simulated upstream.
+    pub overrun: u64,
+}
+
+/// The worker of one generator.
+pub struct Worker {
+    stack: Stack,
+    pool: Pool,
+    map: Arc<FlowMap<u32>>,
+    upstreams: Upstreams,
+    batch: Vec<Packet>,
+    dues: Vec<u64>,
+    mtu: usize,
+    /// The window is open.
+    measuring: bool,
+    latency: Sliced,
+    quiet: Sliced,
+    service: Sliced,
+    /// Nanoseconds of a slice, and when the present one ends.
+    slice_ns: u64,
+    slice_ends: u64,
+    turns: LoopTimer,
+    stall_detector: StallDetector,
+    generator: Arc<LastStall>,
+    next_timer_look: u64,
+    packets: u64,
+    no_buffer: u64,
+    foreign: u64,
+    measured: u64,
+    idle_ns: u64,
+    /// When the last empty poll was, if the last turn was one.
+    last_poll: Option<u64>,
+    marks: [Snapshot; 2],
+}
+
+/// What a turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// There was something to do.
+    pub worked: bool,
+    /// The generator has ended.
+    pub ended: bool,
+}
+
+impl Worker {
+    /// Worker number `worker` of this phase; its `generator` tells of stalls.
+    pub fn new(
+        spec: &PhaseSpec,
+        config: Config,
+        pool: &Pool,
+        map: &Arc<FlowMap<u32>>,
+        worker: usize,
+        generator: Arc<LastStall>,
+    ) -> Self {
+        let limit = (spec.settings.loop_limit_ms * 1e6) as u64;
+        let mtu = usize::from(config.mtu);
+        let workers = spec.workers as usize;
+        Self {
+            stack: Stack::new(config, pool, Arc::clone(map), worker, workers, Instant::from_nanos(now_ns())),
+            pool: pool.clone(),
+            map: Arc::clone(map),
+            upstreams: Upstreams::new(&spec.components),
+            batch: Vec::with_capacity(BUDGET),
+            dues: Vec::with_capacity(BUDGET),
+            mtu,
+            measuring: false,
+            latency: Sliced::new(spec.slices()),
+            quiet: Sliced::new(spec.slices()),
+            service: Sliced::new(spec.slices()),
+            slice_ns: if spec.slices() > 0 { (spec.slice_seconds * 1e9) as u64 } else { u64::MAX },
+            slice_ends: u64::MAX,
+            turns: LoopTimer::new(spec.settings.watchdog, limit),
+            stall_detector: StallDetector::default(),
+            generator,
+            next_timer_look: 0,
+            packets: 0,
+            no_buffer: 0,
+            foreign: 0,
+            measured: 0,
+            idle_ns: 0,
+            last_poll: None,
+            marks: [Snapshot::default(), Snapshot::default()],
+        }
+    }
+
+    /// Packets read from the device so far.
+    pub fn packets(&self) -> u64 {
+        self.packets
+    }
+
+    /// Time spent in empty polls so far, nanoseconds.
+    pub fn idle_ns(&self) -> u64 {
+        self.idle_ns
+    }
+
+    /// One turn of the loop, begun at `now`.
+    #[inline]
+    pub fn turn(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Turn {
+        self.turns.away(self.stall_detector.begin(now));
+        let mark = if out.fits(LARGEST) { self.read(device) } else { None };
+        let read = self.dues.len();
+        // Packets first, but not for ever.
+        let since = now.saturating_sub(if read > 0 { PACKETS_FIRST } else { 0 });
+        let timers = since >= self.next_timer_look;
+        let delays = self.upstreams.next_due().is_some_and(|due| due <= since);
+        if read == 0 && mark.is_none() && !timers && !delays && out.fits(LARGEST) {
+            self.note_poll(now);
+            return Turn { worked: false, ended: false };
+        }
+        self.last_poll = None;
+        let at = Instant::from_nanos(now);
+        let stamp = |turns: &LoopTimer| if turns.by_part() { now_ns() } else { now };
+        let mut stamps = [now; 5];
+        stamps[1] = stamp(&self.turns);
+        if read > 0 {
+            self.stack.handle_batch(at, &mut self.batch);
+        }
+        if timers {
+            self.next_timer_look = now + TIMER_LOOK;
+            let due = |stack: &Stack| stack.next_timeout().is_some_and(|due| due <= at);
+            if due(&self.stack) {
+                self.stack.handle_some_timeouts(at, TIMERS);
+                if due(&self.stack) {
+                    // The rest comes with the next turn, behind the packets that wait.
+                    self.next_timer_look = now;
+                }
+            }
+        }
+        stamps[2] = stamp(&self.turns);
+        self.serve_upstreams(now, delays);
+        stamps[3] = stamp(&self.turns);
+        let sent = self.transmit(now, out);
+        device.release();
+        stamps[4] = now_ns();
+        let worked = read > 0 || sent > 0 || delays;
+        self.stall_detector.end(stamps[4], read == 0);
+        if worked && self.measuring {
+            self.record(&stamps);
+        }
+        let mut end = stamps[4];
+        if read > 0 {
+            // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
+            self.stack.pool().prefetch(self.mtu);
+            if self.stack.prepare() {
+                end = self.prepared(end);
+            }
+        }
+        self.dues.clear();
+        self.turns.between(end);
+        if let Some(mark) = mark {
+            self.pass(mark, end);
+        }
+        Turn { worked, ended: mark == Some(Mark::End) }
+    }
+
+    /// Copies waiting packets into buffers, up to a mark or the budget.
+    #[inline]
+    fn read(&mut self, device: &mut Consumer) -> Option<Mark> {
+        let budget = if device.waiting() <= FEW { 1 } else { BUDGET };
+        while self.dues.len() < budget {
+            let record = device.pop()?;
+            if record.flags & FLAG_MARK != 0 {
+                return Mark::from_due(record.due_ns);
+            }
+            self.packets += 1;
+            self.dues.push(record.due_ns);
+            // A device does not know the length before it reads: the buffer is for the MTU, or for a super-segment.
+            let Some(mut buf) = self.stack.alloc(record.bytes.len().max(self.mtu), 0) else {
+                self.no_buffer += 1;
+                continue;
+            };
+            buf.reset(0);
+            buf.append(record.bytes);
+            self.batch.push(Packet {
+                buf,
+                checksum_trusted: record.flags & FLAG_PARTIAL_CHECKSUM != 0,
+                gso_size: (record.flags >> FLAG_GSO_SHIFT) as u16,
+            });
+        }
+        None
+    }
+
+    #[inline]
+    fn serve_upstreams(&mut self, now: u64, delays: bool) {
+        if delays {
+            self.upstreams.run(now, &mut self.stack);
+        }
+        while let Some(request) = self.stack.poll_request(Instant::from_nanos(now)) {
+            self.upstreams.handle(now, &mut self.stack, request);
+        }
+    }
+
+    /// Writes what the stack has to send, as far as the device has room; returns how many packets.
+    #[inline]
+    fn transmit(&mut self, now: u64, out: &mut Producer) -> usize {
+        let at = Instant::from_nanos(now);
+        let mut sent = 0;
+        loop {
+            while out.fits(LARGEST) {
+                let Some(packet) = self.stack.poll_transmit(at) else { break };
+                let len = packet.len();
+                let partial = packet.virtio.flags & F_NEEDS_CSUM != 0;
+                let flags = u32::from(packet.virtio.gso_size) << FLAG_GSO_SHIFT
+                    | if partial { FLAG_PARTIAL_CHECKSUM } else { 0 };
+                if let Some(room) = out.reserve(len) {
+                    packet.copy_to(room);
+                    out.commit(len, now, flags);
+                }
+                sent += 1;
+            }
+            // Sending may end flows or make room for an upstream.
+            let Some(request) = self.stack.poll_request(at) else { break };
+            self.upstreams.handle(now, &mut self.stack, request);
+        }
+        while self.stack.poll_foreign().is_some() {
+            self.foreign += 1;
+        }
+        out.publish();
+        sent
+    }
+
+    #[inline]
+    fn record(&mut self, stamps: &[u64; 5]) {
+        let (begin, end) = (stamps[0], stamps[4]);
+        if begin >= self.slice_ends {
+            self.latency.cut();
+            self.quiet.cut();
+            self.service.cut();
+            self.slice_ends += self.slice_ns;
+        }
+        let put_off = self.turns.record(stamps);
+        self.stall_detector.put_off(put_off, end);
+        self.measured += self.dues.len() as u64;
+        if !self.dues.is_empty() {
+            self.service.current.record_n(end.saturating_sub(begin), self.dues.len() as u64);
+        }
+        for &due in &self.dues {
+            self.latency.current.record(end.saturating_sub(due));
+        }
+        let excuse = self.stall_detector.excuse(begin, &self.generator);
+        for &due in self.dues.iter().filter(|&&due| !excuse.covers(due)) {
+            self.quiet.current.record(end.saturating_sub(due));
+        }
+    }
+
+    /// Since `begin`, when a turn ended, the core has got memory ready: time of its own, not a stall of the machine that
+    /// would excuse the packets that waited meanwhile. Returns when that ended.
+    #[cold]
+    fn prepared(&mut self, begin: u64) -> u64 {
+        let end = now_ns();
+        self.stall_detector.end(end, false);
+        if self.measuring {
+            let put_off = self.turns.record(&[begin, begin, end, end, end]);
+            self.stall_detector.put_off(put_off, end);
+        }
+        end
+    }
+
+    #[inline]
+    fn note_poll(&mut self, now: u64) {
+        if let Some(last) = self.last_poll {
+            let gap = now.saturating_sub(last);
+            self.idle_ns += if gap < POLL_GAP { gap } else { 0 };
+        }
+        self.last_poll = Some(now);
+        self.stall_detector.end(now, true);
+        self.turns.between(now);
+    }
+
+    fn pass(&mut self, mark: Mark, now: u64) {
+        match mark {
+            Mark::Begin => {
+                self.marks[0] = self.snapshot();
+                self.measuring = true;
+                self.turns.begin(now);
+                self.slice_ends = now.saturating_add(self.slice_ns);
+            }
+            Mark::Drain => {
+                self.marks[1] = self.snapshot();
+                self.measuring = false;
+                self.upstreams.release_all(now, &mut self.stack);
+            }
+            Mark::End => {}
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            stack: self.stack.stats(),
+            pool: self.pool.stats(),
+            map: self.map.stats(),
+            cpu: thread_cpu_nanos(),
+            idle: self.idle_ns,
+            accepted: self.upstreams.accepted,
+            packets: self.packets,
+            no_buffer: self.no_buffer,
+            foreign: self.foreign,
+        }
+    }
+
+    /// Lives on after the generator has ended: the stack's clock jumps from timer to timer until nothing is armed, so
+    /// that idle sessions, half-open flows and fragments end by their own timeouts. What is left then is a leak.
+    pub fn finish(mut self, now: u64, out: &mut Producer) -> Report {
+        let mut now = now;
+        for _ in 0..DRAIN_STEPS_MAX {
+            self.upstreams.release_all(now, &mut self.stack);
+            self.serve_upstreams(now, true);
+            let at = Instant::from_nanos(now);
+            while self.stack.poll_transmit(at).is_some() {}
+            while self.stack.poll_foreign().is_some() {}
+            if let Some(request) = self.stack.poll_request(at) {
+                self.upstreams.handle(now, &mut self.stack, request);
+                continue;
+            }
+            let Some(next) = self.stack.next_timeout() else { break };
+            now = next.nanos().max(now + 1_000_000);
+            self.stack.handle_timeout(Instant::from_nanos(now));
+        }
+        out.publish();
+        self.stack.trim();
+        let last = self.snapshot();
+        let [begin, end] = self.marks;
+        let mut parts = BTreeMap::new();
+        for part in [Part::Device, Part::Upstream] {
+            parts.insert(Part::NAMES[part as usize], self.turns.parts[part as usize]);
+        }
+        Report {
+            begin,
+            end,
+            last,
+            latency: self.latency.finish(),
+            quiet: self.quiet.finish(),
+            service: self.service.finish(),
+            upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
+            measured: self.measured,
+            turns: self.turns.recorder,
+            max_on_cpu: self.turns.max_on_cpu,
+            max_off_cpu: self.turns.max_off_cpu,
+            alarms: self.turns.alarms,
+            parts,
+            corrupt: self.upstreams.corrupt,
+            overrun: self.upstreams.overrun,
+        }
+    }
+}
+
+/// Whether the device of this phase must carry super-segments.
+pub fn largest_packet(components: &[Component]) -> usize {
+    let largest = |component: &Component| match component {
+        Component::TcpStream(c) => c.segment_bytes,
+        Component::TcpChurn(c) => c.segment_bytes,
+        Component::Udp(c) => c.payload_bytes,
+        Component::Dns(_) | Component::Malformed(_) | Component::SynFlood(_) => 0,
+    };
+    components.iter().map(largest).max().unwrap_or(0) as usize + 100
+}
+
+#[cfg(test)]
+mod tests;
