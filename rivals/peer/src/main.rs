@@ -1,7 +1,7 @@
 //! The far ends of the measuring rig (`bench/`): `peer serve` answers, all other modes load a tunnel or a proxy.
 //!
-//! Promises: each mode ends within its own limits, checks what comes back, and prints one line of JSON. Refuses: unknown
-//! modes and arguments. It shares no code with the tunnel that it measures; threads and blocking sockets do.
+//! Promises: each mode ends within its own limits, checks what comes back, and prints one line of JSON. Refuses:
+//! unknown modes and arguments. It shares no code with the tunnel that it measures; threads and blocking sockets do.
 
 mod arguments;
 mod bulk;

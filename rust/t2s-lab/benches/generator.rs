@@ -1,8 +1,9 @@
-//! The generator alone, against the null device, on one thread: nanoseconds of the generator a packet, replies included.
+//! The generator alone, against the null device, on one thread: nanoseconds of the generator a packet, replies
+//! included.
 //!
-//! `cargo bench -p t2s-io --bench generator`. The lab needs the generator to be twice as fast as a worker, 4 million small
-//! packets/s: at most 250 ns a packet. Both ends take turns on this thread, and only the generator's turns are timed, so
-//! that other load on the machine matters little; the median of slices is printed.
+//! `cargo bench -p t2s-io --bench generator`. The lab needs the generator to be twice as fast as a worker, 4 million
+//! small packets/s: at most 250 ns a packet. Both ends take turns on this thread, and only the generator's iterations
+//! are timed, so that other load on the machine matters little; the median of slices is printed.
 
 use t2s_lab::control::Control;
 use t2s_lab::device_ring::ring;
@@ -64,9 +65,9 @@ fn nanos_per_packet(component: &str) -> Result<f64, Box<dyn std::error::Error>> 
         let (start, mut spent) = (generator.offered(), 0);
         while generator.offered() - start < PACKETS {
             let before = now_ns();
-            generator.turn(before, &mut tx, &mut rx, &control);
+            generator.iterate(before, &mut tx, &mut rx, &control);
             spent += now_ns() - before;
-            while device.turn(&mut device_rx, &mut device_tx).0 {}
+            while device.iterate(&mut device_rx, &mut device_tx).0 {}
         }
         slices.push(spent as f64 / (generator.offered() - start) as f64);
     }

@@ -1,4 +1,5 @@
-//! Runs one phase of the lab from a JSON file and prints its result: `cargo run --release --example phase -- SPEC.json`.
+//! Runs one phase of the lab from a JSON file and prints its result: `cargo run --release --example phase --
+//! SPEC.json`.
 
 use std::time::Duration;
 

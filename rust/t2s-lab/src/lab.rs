@@ -1,8 +1,8 @@
 //! One phase from start to result: threads, windows, drain.
 //!
-//! A control thread makes the workers and generators (a pair each), says when the warm-up begins, samples while they run,
-//! and puts the result together. Nothing of a phase outlives it: threads are joined, the pool and the flow map belong to
-//! the phase.
+//! A control thread makes the workers and generators (a pair each), says when the warm-up begins, samples while they
+//! run, and puts the result together. Nothing of a phase outlives it: threads are joined, the pool and the flow map
+//! belong to the phase.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,7 +194,8 @@ impl Lab {
         self.shared.signals.stop.store(true, Ordering::Relaxed);
     }
 
-    /// The result as JSON, after the end. An error of the phase is handed out once; later calls say [`LabError::NotDone`].
+    /// The result as JSON, after the end. An error of the phase is handed out once; later calls say
+    /// [`LabError::NotDone`].
     pub fn result(&self) -> Result<String, LabError> {
         let mut outcome = self.shared.outcome();
         if let Some(Ok(result)) = &*outcome {
@@ -410,8 +411,8 @@ fn drive(slot: &ThreadSlot, gauge: &Gauge, mut worker: Worker, mut device: Consu
     let mut publish_at = 0;
     loop {
         let now = now_ns();
-        let turn = worker.turn(now, &mut device, &mut out);
-        if turn.worked {
+        let iteration = worker.iterate(now, &mut device, &mut out);
+        if iteration.worked {
             idle.since = 0;
         } else {
             idle.wait(now);
@@ -422,7 +423,7 @@ fn drive(slot: &ThreadSlot, gauge: &Gauge, mut worker: Worker, mut device: Consu
             gauge.idle.store(worker.idle_ns(), Ordering::Relaxed);
             gauge.packets.store(worker.packets(), Ordering::Relaxed);
         }
-        if turn.ended || (slot.aborted() && !turn.worked) {
+        if iteration.ended || (slot.aborted() && !iteration.worked) {
             gauge.packets.store(worker.packets(), Ordering::Relaxed);
             return worker.finish(now, &mut out);
         }
@@ -434,7 +435,7 @@ fn null_device(slot: &ThreadSlot, gauge: &Gauge, mut device: Consumer, mut out: 
     let echo = slot.spec.components.iter().any(|component| component.upstream().mode == UpstreamMode::Echo);
     let mut null = NullDevice::new(echo);
     loop {
-        let (worked, mark) = null.turn(&mut device, &mut out);
+        let (worked, mark) = null.iterate(&mut device, &mut out);
         let now = now_ns();
         if worked {
             idle.since = 0;
@@ -464,7 +465,7 @@ fn generate(
     while !generator.is_done() && !slot.aborted() {
         let now = now_ns();
         stall_detector.look(now, || generator.next_due());
-        if generator.turn(now, &mut tx, &mut rx, &slot.shared.signals) {
+        if generator.iterate(now, &mut tx, &mut rx, &slot.shared.signals) {
             idle.since = 0;
         } else {
             idle.wait(now);

@@ -68,20 +68,20 @@ pub struct ReassemblyResult {
     pub bytes_after_drain: u64,
 }
 
-/// Event loop iterations: turns with work, from wake to next wait.
+/// Event loop iterations with work, from wake to next wait.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LoopResult {
     /// Iterations.
     pub iterations: u64,
     /// Longest.
     pub max_wall_ns: u64,
-    /// Most time on the CPU in one turn.
+    /// Most time on the CPU in one iteration.
     pub max_on_cpu_ns: u64,
-    /// Most time off the CPU in one turn.
+    /// Most time off the CPU in one iteration.
     pub max_off_cpu_ns: u64,
     /// Iterations above the limit, the first 64 of each worker.
     pub alarms: Vec<Alarm>,
-    /// All turns.
+    /// All iterations.
     pub hist: Distribution,
 }
 
@@ -94,8 +94,8 @@ pub struct CpuResult {
     pub idle_poll_ns: u64,
     /// `engine_ns` as a share of one CPU for each worker, percent.
     pub percent: f64,
-    /// The busiest worker's percentage in each window of 1 s, or of the measured time if that is shorter (a shorter last
-    /// one is left out).
+    /// The busiest worker's percentage in each window of 1 s, or of the measured time if that is shorter (a shorter
+    /// last one is left out).
     pub windows: Vec<f64>,
     /// `engine_ns` a packet.
     pub ns_per_packet: f64,
@@ -203,7 +203,7 @@ pub struct PhaseResult {
     pub reassembly: ReassemblyResult,
     /// The worker's loop.
     #[serde(rename = "loop")]
-    pub turns: LoopResult,
+    pub event_loop: LoopResult,
     /// CPU of the workers.
     pub cpu: CpuResult,
     /// Resident memory.

@@ -79,9 +79,9 @@ pub struct Settings {
     pub checksum: String,
     /// `bounded` or `unbounded`.
     pub reassembly: Reassembly,
-    /// Measure each loop turn by stage and raise alarms.
+    /// Measure each loop iteration by stage and raise alarms.
     pub watchdog: bool,
-    /// A turn longer than this raises an alarm, milliseconds.
+    /// An iteration longer than this raises an alarm, milliseconds.
     pub loop_limit_ms: f64,
     /// Ceiling of the buffer pool, MiB.
     pub pool_ceiling_mib: u32,
@@ -307,8 +307,9 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Whether waiting is part of the design: a blocked packet is then not intended rather than late. Besides limits and
-    /// delays these are refusals by ICMP, which the core must rate-limit (RFC 1812, section 4.3.2.8), and by silence.
+    /// Whether waiting is part of the design: a blocked packet is then not intended rather than late. Besides limits
+    /// and delays these are refusals by ICMP, which the core must rate-limit (RFC 1812, section 4.3.2.8), and by
+    /// silence.
     pub fn limits_the_sender(&self) -> bool {
         let silent = matches!(self.mode, UpstreamMode::Unreachable | UpstreamMode::Timeout);
         silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0

@@ -132,7 +132,7 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         pool: pool(parts),
         flow_map: flow_map(parts, flows_left),
         reassembly: reassembly(parts),
-        turns: turns(parts),
+        event_loop: event_loop(parts),
         cpu: cpu(parts, offered, seconds),
         rss: RssResult { samples: parts.sampler.rss.clone() },
         stages: stages(parts),
@@ -243,8 +243,8 @@ fn reassembly(parts: &Parts<'_>) -> ReassemblyResult {
     }
 }
 
-fn turns(parts: &Parts<'_>) -> LoopResult {
-    let all = parts.merged(|report| &report.turns);
+fn event_loop(parts: &Parts<'_>) -> LoopResult {
+    let all = parts.merged(|report| &report.iterations);
     let mut alarms: Vec<_> = parts.reports().flat_map(|report| report.alarms.iter().cloned()).collect();
     alarms.sort_by_key(|alarm| alarm.at_ms);
     alarms.truncate(ALARMS);

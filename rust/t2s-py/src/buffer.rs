@@ -123,8 +123,9 @@ impl Buffer {
         let mut lock = this.lock();
         let bytes = lock.as_mut().ok_or_else(freed)?.as_mut_slice();
         let len = isize::try_from(bytes.len()).map_err(|_| PyBufferError::new_err("larger than a buffer can be"))?;
-        // SAFETY: `view` is the interpreter's; the pointer and length are those of the block, which stays where it is and
-        // as large as it is while `exports` is not 0; `slf` becomes the view's owner, so the block outlives the view.
+        // SAFETY: `view` is the interpreter's; the pointer and length are those of the block, which stays where it is
+        // and as large as it is while `exports` is not 0; `slf` becomes the view's owner, so the block outlives the
+        // view.
         let failed =
             unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), bytes.as_mut_ptr().cast(), len, 0, flags) } != 0;
         if failed {

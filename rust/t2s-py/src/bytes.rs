@@ -1,7 +1,7 @@
 //! The doorway for bytes from Python: any object with the buffer protocol, read where it lies.
 //!
-//! Promises: nothing is copied to be read; only `bytes`, which never change, are read with the interpreter lock released.
-//! Refuses: buffers that are not contiguous or not of 8-bit items (`BufferError`), and whatever has no buffer
+//! Promises: nothing is copied to be read; only `bytes`, which never change, are read with the interpreter lock
+//! released. Refuses: buffers that are not contiguous or not of 8-bit items (`BufferError`), and whatever has no buffer
 //! (`TypeError`).
 #![allow(unsafe_code)]
 

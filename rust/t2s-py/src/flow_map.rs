@@ -25,8 +25,8 @@ fn tuple_of(key: &FlowKey) -> Tuple {
 ///
 /// A key is `(source, source_port, destination, destination_port, protocol)`: addresses as text or `ipaddress` objects,
 /// the protocol as IP's number (6 TCP, 17 UDP). A value is an integer from 0 to 2**64 - 1. `capacity` is the bound over
-/// all shards (the core's own default when `None`), each of which takes its equal part. `seed` fixes the hash's key. All
-/// methods may be called from any thread.
+/// all shards (the core's own default when `None`), each of which takes its equal part. `seed` fixes the hash's key.
+/// All methods may be called from any thread.
 ///
 /// >>> from t2s import FlowMap
 /// >>> flows = FlowMap(capacity=1000, shards=2)

@@ -78,8 +78,8 @@ impl FragmentReassembler {
     /// Take an IP packet; return the whole datagram that it completes, or `None` while fragments are missing.
     ///
     /// A packet that is no fragment comes back as it is. A whole datagram is one IP packet without a trace of
-    /// fragmentation; its transport checksum is not verified. Raises `PacketError`, its message the reason, for a packet
-    /// that does not parse or a fragment that is refused; `PoolExhausted` when there is no buffer for it.
+    /// fragmentation; its transport checksum is not verified. Raises `PacketError`, its message the reason, for a
+    /// packet that does not parse or a fragment that is refused; `PoolExhausted` when there is no buffer for it.
     #[pyo3(signature = (packet, now_ns = 0))]
     fn handle<'py>(&self, py: Python<'py>, packet: Lent, now_ns: u64) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let packet = packet.read(py, |bytes| self.pool.cache().alloc_copy(bytes, 0)).or_raise()?;

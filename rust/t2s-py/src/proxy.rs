@@ -13,8 +13,8 @@ use crate::request::{End, end_of};
 /// A running SOCKS5 server: CONNECT and UDP ASSOCIATE, for trying things out.
 ///
 /// `config` is JSON with `listen`, `username`, `password` and `log_level`; `t2s.Proxy` writes it. It runs from
-/// construction until `stop`, the end of its `with` block, or its last reference. Raises `ConfigError` for settings that
-/// cannot be, and `TunnelError` when it cannot listen.
+/// construction until `stop`, the end of its `with` block, or its last reference. Raises `ConfigError` for settings
+/// that cannot be, and `TunnelError` when it cannot listen.
 ///
 /// >>> from t2s._core import Proxy
 /// >>> with Proxy('{"listen": "127.0.0.1:0", "log_level": "off"}') as proxy:

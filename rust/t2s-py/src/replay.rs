@@ -92,10 +92,10 @@ impl Observer for Signals {
 /// Replay the client packets of a pcap or pcapng file through the packet core.
 ///
 /// The captured servers' streams come from a simulated upstream; acknowledgement numbers are mapped to what the core
-/// really sent, so every TCP byte passes the terminator. `speed` is a factor on the recorded times, or `None` for as fast
-/// as the core can; the core's own clock is the capture's in either case. With `keep` the delivered bytes and datagrams
-/// are kept. `mtu` in bytes; `seed` fixes all keys. Raises `DecodeError` for what is no capture, `ConfigError` for a
-/// speed that is none. The interpreter lock is released meanwhile.
+/// really sent, so every TCP byte passes the terminator. `speed` is a factor on the recorded times, or `None` for as
+/// fast as the core can; the core's own clock is the capture's in either case. With `keep` the delivered bytes and
+/// datagrams are kept. `mtu` in bytes; `seed` fixes all keys. Raises `DecodeError` for what is no capture,
+/// `ConfigError` for a speed that is none. The interpreter lock is released meanwhile.
 ///
 /// >>> from t2s import DecodeError, replay
 /// >>> try:

@@ -36,9 +36,9 @@ const DATAGRAM_HEADROOM: usize = 128;
 /// bytes; `accept` `"deferred"` (the client's SYN is answered when the upstream is there) or `"early"`; `congestion`
 /// `"cubic"` or `"newreno"`; `checksum` a kernel; `reassembly` `"bounded"` or `"unbounded"`; `dns` `"strict"` (only
 /// well-formed queries pass to port 53) or `"off"`; the bounds `max_tcp_flows`, `max_pending_connects`,
-/// `max_udp_sessions` and `buffer_budget` (bytes); `icmp_echo`; `idle_timeout_ns` and `connect_timeout_ns`. `seed` fixes
-/// all keys, so that a run can be repeated. Times are nanoseconds of the caller's clock, which starts at `now_ns` and never
-/// goes back. Raises `ConfigError` for what cannot be.
+/// `max_udp_sessions` and `buffer_budget` (bytes); `icmp_echo`; `idle_timeout_ns` and `connect_timeout_ns`. `seed`
+/// fixes all keys, so that a run can be repeated. Times are nanoseconds of the caller's clock, which starts at `now_ns`
+/// and never goes back. Raises `ConfigError` for what cannot be.
 ///
 /// >>> from t2s import Request, Stack
 /// >>> echo_request = bytes.fromhex("4500001c000100004001aede0a000001c00002010800f7fd00010001")
@@ -159,8 +159,8 @@ impl Stack {
 
     /// Take one IP packet of the device; return `None`, or why it was dropped.
     ///
-    /// The name of the reason is the one it is counted under in `stats()["drops"]`. Raises `PoolExhausted` when there is
-    /// no buffer for it.
+    /// The name of the reason is the one it is counted under in `stats()["drops"]`. Raises `PoolExhausted` when there
+    /// is no buffer for it.
     #[pyo3(signature = (packet, now_ns = None))]
     fn feed(&self, py: Python<'_>, packet: Lent, now_ns: Option<u64>) -> PyResult<Option<&'static str>> {
         let buf = self.copy_in(py, &packet, 0)?;

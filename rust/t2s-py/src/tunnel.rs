@@ -95,8 +95,8 @@ impl Tunnel {
 
     /// Return all counters by name, summed over workers. They stay readable after the end.
     ///
-    /// Those that end in `_times` are histograms: `count`, `sum_ns`, and `buckets`, of which number `i` counts durations
-    /// of at most 2^i µs and the last all that are longer.
+    /// Those that end in `_times` are histograms: `count`, `sum_ns`, and `buckets`, of which number `i` counts
+    /// durations of at most 2^i µs and the last all that are longer.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         let stats = py.detach(|| self.engine.stats());
         let dict = parsed(py, serde_json::to_string(&stats))?;
@@ -107,10 +107,10 @@ impl Tunnel {
     }
 
     /// Return a dict for each TCP flow and each UDP session: `worker`, `protocol`, `client` and `target` as `(address,
-    /// port)`, `domain` (the name that `target` stands for, None for a real address), `state` (None for UDP), `bytes_up`,
-    /// `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since its SYN at which the proxy was reached
-    /// (`connect_ns`), had answered (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what has not
-    /// happened yet.
+    /// port)`, `domain` (the name that `target` stands for, None for a real address), `state` (None for UDP),
+    /// `bytes_up`, `bytes_down`, `rate_up`, `rate_down`, `age_ns`, and the times since its SYN at which the proxy was
+    /// reached (`connect_ns`), had answered (`reply_ns`) and the target's first byte came (`first_byte_ns`); 0 for what
+    /// has not happened yet.
     ///
     /// Rates are bytes a second since the call before, and since the flow's start at the first; calls within half a
     /// second of each other return the same rates. The target of a UDP session is that of its first datagram.

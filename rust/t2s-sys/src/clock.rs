@@ -13,14 +13,15 @@ pub fn thread_cpu_nanos() -> u64 {
     read(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
-/// Time that the calling thread has spent on a CPU as the kernel's ticks tell it; `None` where nobody says. A system call.
+/// Time that the calling thread has spent on a CPU as the kernel's ticks tell it; `None` where nobody says. A system
+/// call.
 ///
 /// Each tick (see [`tick_nanos`]) is charged to the thread that it finds. A guest's other clocks run on while the
 /// hypervisor has its CPU; ticks do not. Kernels that account by clock instead of by tick give what
 /// [`thread_cpu_nanos`] does.
 pub fn thread_tick_nanos() -> Option<u64> {
-    /// The clock of a thread (bit 2) of type 0 (`CPUCLOCK_PROF`, user and system time unscaled), the thread (above bit 2,
-    /// inverted) being 0, the caller.
+    /// The clock of a thread (bit 2) of type 0 (`CPUCLOCK_PROF`, user and system time unscaled), the thread (above bit
+    /// 2, inverted) being 0, the caller.
     const THREAD_TICKS: libc::clockid_t = (!0 << 3) | 4;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a writable timespec; a clock that the kernel does not have is an error.
@@ -37,11 +38,12 @@ pub fn tick_nanos() -> Option<u64> {
     (100_000..=100_000_000).contains(&tick).then_some(tick)
 }
 
-/// How often the calling thread has given up its CPU by itself: it slept, or waited for a lock or a page. A system call.
+/// How often the calling thread has given up its CPU by itself: it slept, or waited for a lock or a page. A system
+/// call.
 pub fn thread_sleeps() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: `usage` is a writable rusage, and zeroed it is a valid one should the call fail, which it cannot with this
-    // `who` on Linux.
+    // SAFETY: `usage` is a writable rusage, and zeroed it is a valid one should the call fail, which it cannot with
+    // this `who` on Linux.
     let usage = unsafe {
         libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
         usage.assume_init()

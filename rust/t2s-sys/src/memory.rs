@@ -1,6 +1,6 @@
-//! Slabs of the buffer pool straight from the kernel: their pages come all at once, since one by one each costs a fault of
-//! its own on the packet path, and unmapping gives them back at once, which an allocator need not do; and the request
-//! that the allocator does so for all else.
+//! Slabs of the buffer pool straight from the kernel: their pages come all at once, since one by one each costs a fault
+//! of its own on the packet path, and unmapping gives them back at once, which an allocator need not do; and the
+//! request that the allocator does so for all else.
 
 use std::ptr::NonNull;
 
@@ -38,8 +38,8 @@ unsafe impl Memory for MappedMemory {
     }
 }
 
-/// Asks the C library to give free pages of its heap back: tables of flows that have ended lie between what still lives,
-/// so that it would keep them. Takes up to some milliseconds; nothing where the C library has no such call.
+/// Asks the C library to give free pages of its heap back: tables of flows that have ended lie between what still
+/// lives, so that it would keep them. Takes up to some milliseconds; nothing where the C library has no such call.
 pub fn trim_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call takes no pointer, and the allocator's own locks guard what it does.

@@ -1,7 +1,8 @@
 //! The processor's time-stamp counter, where it exists and ticks at a constant rate.
 #![allow(unsafe_code)]
 
-/// Whether the counter is invariant: constant rate, never stopped (Intel SDM vol. 3, 18.17.1; CPUID `8000_0007h` EDX 8).
+/// Whether the counter is invariant: constant rate, never stopped (Intel SDM vol. 3, 18.17.1; CPUID `8000_0007h` EDX
+/// 8).
 #[cfg(target_arch = "x86_64")]
 pub fn is_invariant() -> bool {
     use std::arch::x86_64::__cpuid;

@@ -13,7 +13,7 @@ use crate::dns_settings::DnsSettings;
 use crate::log::Level;
 use crate::tun::DeviceConfig;
 
-/// Datagrams of one session that may wait for its upstream: four turns of a worker.
+/// Datagrams of one session that may wait for its upstream: four iterations of a worker.
 const UDP_QUEUE: u16 = 512;
 
 /// Whether the device is asked for offload.
@@ -163,8 +163,8 @@ impl Default for TunnelConfig {
             congestion: CongestionControl::Cubic,
             pipeline: Pipeline::Auto,
             dns: DnsMode::Direct,
-            // RFC 2544's range for benchmarks, which nothing on the Internet has, and a part of fc00::/8, which RFC 4193
-            // leaves undefined.
+            // RFC 2544's range for benchmarks, which nothing on the Internet has, and a part of fc00::/8, which RFC
+            // 4193 leaves undefined.
             fake_ip_v4: "198.18.0.0/15".into(),
             fake_ip_v6: "fc00::/18".into(),
             dns_address: None,
@@ -327,12 +327,12 @@ impl TunnelConfig {
                 },
                 connect_timeout: u64::from(self.connect_timeout) * SECONDS,
                 idle_timeout: u64::from(self.tcp_idle_timeout) * SECONDS,
-                // Half-closed is open: who may still speak may be silent for as long as on any other flow. The short limit
-                // is for hosts whose own application is gone.
+                // Half-closed is open: who may still speak may be silent for as long as on any other flow. The short
+                // limit is for hosts whose own application is gone.
                 fin_wait2: u64::from(self.tcp_idle_timeout) * SECONDS,
                 ..base.tcp.clone()
             },
-            // One turn of a worker may bring a whole batch of one client before its upstream gets its share.
+            // One iteration of a worker may bring a whole batch of one client before its upstream gets its share.
             udp: UdpConfig { idle_timeout: u64::from(self.udp_idle_timeout) * SECONDS, queue: UDP_QUEUE, ..base.udp },
             max_tcp_flows: share(self.max_tcp_flows),
             max_pending_connects: share(self.max_pending_connects),

@@ -1,9 +1,10 @@
 //! Giving privileges up: what a thread that reads packets may still do.
 //!
-//! It promises: after [`drop_capabilities`] the calling thread, and each that it starts, has no capability but the one that
-//! firewall marks need, and gains none by executing anything; after [`give_up`] the process runs as another user too.
-//! The mark's capability is found by trying, the smaller one first: `CAP_NET_RAW` (Linux 5.17), else `CAP_NET_ADMIN`.
-//! It refuses to start a tunnel as a user that cannot set the mark, since then nobody would be connected.
+//! It promises: after [`drop_capabilities`] the calling thread, and each that it starts, has no capability but the one
+//! that firewall marks need, and gains none by executing anything; after [`give_up`] the process runs as another user
+//! too. The mark's capability is found by trying, the smaller one first: `CAP_NET_RAW` (Linux 5.17), else
+//! `CAP_NET_ADMIN`. It refuses to start a tunnel as a user that cannot set the mark, since then nobody would be
+//! connected.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

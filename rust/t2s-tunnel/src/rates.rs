@@ -1,8 +1,8 @@
 //! Bytes per second of each flow, from its counters at two questions.
 //!
 //! Nothing is kept on the packet path: whoever asks for flows remembers what they had at the question before. A rate is
-//! the mean since that question, and since the flow's start at the first. A question within [`SHORTEST`] of the last one
-//! gets that one's rates again, so that several askers do not cut each other's intervals to noise.
+//! the mean since that question, and since the flow's start at the first. A question within [`SHORTEST`] of the last
+//! one gets that one's rates again, so that several askers do not cut each other's intervals to noise.
 //!
 //! It promises to forget a flow at the first question that does not see it.
 
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use crate::worker::FlowRow;
 
-/// Shortest interval that a rate is taken over, nanoseconds: some hundred turns of a busy worker.
+/// Shortest interval that a rate is taken over, nanoseconds: some hundred iterations of a busy worker.
 pub(crate) const SHORTEST: u64 = 500_000_000;
 
 /// A flow at a question.

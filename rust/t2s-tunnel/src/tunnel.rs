@@ -1,8 +1,8 @@
 //! A tunnel: its device, its workers, and the handle that starts, watches and stops them.
 //!
-//! It promises: several tunnels live in one process; after [`Tunnel::stop`] (or the handle's end) every client and every
-//! upstream has been told (FIN or RST), and no thread or descriptor is left. It refuses to touch addresses and routes:
-//! that is its caller's.
+//! It promises: several tunnels live in one process; after [`Tunnel::stop`] (or the handle's end) every client and
+//! every upstream has been told (FIN or RST), and no thread or descriptor is left. It refuses to touch addresses and
+//! routes: that is its caller's.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,7 +34,7 @@ use t2s_sys::memory::MAPPED;
 
 /// Pool beyond the payload budget, bytes a worker: packets in flight, scratch buffers, magazines.
 const POOL_SLACK: usize = 64 * 1024 * 1024;
-/// Time a worker has to answer a question; it answers within a turn unless the machine is in trouble.
+/// Time a worker has to answer a question; it answers within an iteration unless the machine is in trouble.
 const ANSWER: Duration = Duration::from_secs(2);
 /// Shards of the flow map for each worker: a shard has one owner, so that more of them only keep tables small.
 const SHARDS_PER_WORKER: usize = 4;

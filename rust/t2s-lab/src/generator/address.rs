@@ -1,8 +1,8 @@
 //! The lab's address plan: an address says which worker, component and client slot it belongs to.
 //!
 //! Clients are `10.(64+worker).component.(1+slot)` and `fd00:7432:73:worker::component:(1+slot)`; targets are
-//! `198.18.component.1` (RFC 2544, appendix C.2.2) and `2001:2:0:component::1` (RFC 5180, section 8). So a reply names its
-//! sender without a table, and the simulated upstream knows its behaviour from the target. Floods come from
+//! `198.18.component.1` (RFC 2544, appendix C.2.2) and `2001:2:0:component::1` (RFC 5180, section 8). So a reply names
+//! its sender without a table, and the simulated upstream knows its behaviour from the target. Floods come from
 //! `100.64.0.0/10`, where no client lives.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

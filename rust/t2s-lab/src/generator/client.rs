@@ -1,10 +1,11 @@
 //! One TCP client connection: a correct sender and receiver (RFC 9293) in 52 bytes.
 //!
 //! Sequence numbers, acknowledgements, the peer's window, window scaling, timestamps, retransmission after a timeout
-//! (RFC 6298, simplified to fixed times with back-off) or three duplicate acknowledgements (RFC 5681, section 3.2), both
-//! orders of closing, resets. Payload needs no store: a byte is a function of its stream offset. Two simplifications,
-//! since the device neither loses nor reorders: no congestion window, and out-of-order data from the core is answered
-//! with a duplicate acknowledgement instead of being kept. Every send can fail on a full ring and then changes nothing.
+//! (RFC 6298, simplified to fixed times with back-off) or three duplicate acknowledgements (RFC 5681, section 3.2),
+//! both orders of closing, resets. Payload needs no store: a byte is a function of its stream offset. Two
+//! simplifications, since the device neither loses nor reorders: no congestion window, and out-of-order data from the
+//! core is answered with a duplicate acknowledgement instead of being kept. Every send can fail on a full ring and then
+//! changes nothing.
 
 mod send;
 

@@ -221,8 +221,8 @@ impl Clients {
         }
     }
 
-    /// Moves flow `at` towards its end in the drain: held segments leave, everything is acknowledged, then FIN. True when
-    /// it is closed.
+    /// Moves flow `at` towards its end in the drain: held segments leave, everything is acknowledged, then FIN. True
+    /// when it is closed.
     pub fn drain(&mut self, at: usize, give_up: bool, link: &mut Link<'_>) -> bool {
         let flow = &mut self.flows[at];
         match flow.state() {

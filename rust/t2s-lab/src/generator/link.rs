@@ -69,11 +69,11 @@ pub struct Counters {
     pub aborted: u64,
 }
 
-/// The way out of a generator for the time of one packet or one turn.
+/// The way out of a generator for the time of one packet or one iteration.
 pub struct Link<'a> {
     /// The device.
     pub ring: &'a mut Producer,
-    /// The time of this turn, nanoseconds.
+    /// The time of this iteration, nanoseconds.
     pub now_ns: u64,
     /// When what is sent now was due; equal to `now_ns` for reactions.
     pub due_ns: u64,
@@ -90,8 +90,8 @@ impl Link<'_> {
         (self.now_ns / 1_000_000) as u32
     }
 
-    /// Sends a packet of up to `len` bytes that `write` fills, `write` returning its length; false while the ring is full.
-    /// `gso_size` is the payload of a segment when the packet is a super-segment, else 0.
+    /// Sends a packet of up to `len` bytes that `write` fills, `write` returning its length; false while the ring is
+    /// full. `gso_size` is the payload of a segment when the packet is a super-segment, else 0.
     #[inline]
     pub fn send_with(&mut self, len: usize, gso_size: u16, write: impl FnOnce(&mut [u8]) -> usize) -> bool {
         let Some(room) = self.ring.reserve(len) else { return false };

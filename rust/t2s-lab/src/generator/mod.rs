@@ -1,8 +1,8 @@
 //! The open-loop generator of one worker: packets on their due times, replies answered, everything closed at the end.
 //!
-//! Without threads and clock of its own: `turn` is called with the time, so a test can drive it in lockstep. In the load
-//! phase packets are due by one schedule, and what is due next is built ahead. A packet that cannot leave because the
-//! device ring is full stays due (it is late, and its latency says so); one that the peer's window forbids is not
+//! Without threads and clock of its own: `iterate` is called with the time, so a test can drive it in lockstep. In the
+//! load phase packets are due by one schedule, and what is due next is built ahead. A packet that cannot leave because
+//! the device ring is full stays due (it is late, and its latency says so); one that the peer's window forbids is not
 //! intended where back-pressure is the point, and late otherwise. In the capacity phase components take turns by weight
 //! as fast as ring and windows allow.
 
@@ -37,17 +37,17 @@ use crate::generator::schedule::Schedule;
 use crate::generator::slot::Slot;
 use crate::spec::{Phase, PhaseSpec};
 
-/// Packets that one turn sends at most, so that replies are read in between.
+/// Packets that one iteration sends at most, so that replies are read in between.
 const SEND_BUDGET: u32 = 64;
 
-/// Replies that one turn reads at most.
+/// Replies that one iteration reads at most.
 const READ_BUDGET: u32 = 256;
 
 /// The same in the load phase, where packets have due times: what is due must not wait for a burst of replies.
 const READ_BUDGET_OPEN: u32 = 4;
 
-/// Flows of each component whose timers one turn looks at (it takes about a microsecond, so 50,000 flows pass in 50 ms),
-/// and those of one component in turn while there is time in the load phase.
+/// Flows of each component whose timers one iteration looks at (it takes about a microsecond, so 50,000 flows pass in
+/// 50 ms), and those of one component in turn while there is time in the load phase.
 const SWEEP: usize = 16;
 const SWEEP_OPEN: usize = 4;
 
@@ -220,7 +220,7 @@ impl Generator {
     }
 
     /// Does what can be done now; true when there was something.
-    pub fn turn(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer, control: &Control) -> bool {
+    pub fn iterate(&mut self, now: u64, ring: &mut Producer, replies: &mut Consumer, control: &Control) -> bool {
         let before = self.counters.packets;
         if self.send_built(now, ring) {
             return true;

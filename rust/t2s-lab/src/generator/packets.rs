@@ -1,8 +1,9 @@
 //! Packets of the generator, written straight into the device ring, and what it reads from replies.
 //!
-//! The codecs here share no code with the core's, so that each checks the other. Headers are written field by field over
-//! constant sums (addresses, payload pattern); single changed words are patched by RFC 1624. Payload is a pattern with a
-//! period of 256 bytes over the stream offset, so that any byte at any place can be checked by whoever receives it.
+//! The codecs here share no code with the core's, so that each checks the other. Headers are written field by field
+//! over constant sums (addresses, payload pattern); single changed words are patched by RFC 1624. Payload is a pattern
+//! with a period of 256 bytes over the stream offset, so that any byte at any place can be checked by whoever receives
+//! it.
 
 use crate::generator::address::{FlowAddresses, client_of};
 
@@ -238,7 +239,8 @@ pub fn write_tcp(out: &mut [u8], ends: FlowAddresses, fields: &TcpFields, payloa
     }
     if let Some((value, echo)) = fields.timestamp {
         if fields.syn.is_some() {
-            // 20 + 12 bytes stand; kind and length go right behind, so that the option ends at 40 with NOP-free padding.
+            // 20 + 12 bytes stand; kind and length go right behind, so that the option ends at 40 with NOP-free
+            // padding.
             tcp[at - 4..at].copy_from_slice(&[4, 2, 8, 10]);
             put_u32(tcp, at, value);
             put_u32(tcp, at + 4, echo);
@@ -279,8 +281,8 @@ pub fn write_udp(out: &mut [u8], ends: FlowAddresses, payload_len: usize, payloa
     );
 }
 
-/// Where to cut an upper layer of `len` bytes into two fragments, if it is worth it: the first keeps the whole TCP header
-/// (RFC 7112, section 5; RFC 3128) and ends on 8 bytes.
+/// Where to cut an upper layer of `len` bytes into two fragments, if it is worth it: the first keeps the whole TCP
+/// header (RFC 7112, section 5; RFC 3128) and ends on 8 bytes.
 pub fn cut(len: usize) -> Option<usize> {
     let first = (len / 2).max(48).next_multiple_of(8);
     (first < len).then_some(first)

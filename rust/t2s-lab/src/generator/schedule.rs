@@ -1,9 +1,10 @@
-//! When packets are due: one every `1 / rate` seconds, each the turn of the component that is furthest behind its share.
+//! When packets are due: one every `1 / rate` seconds, each the turn of the component that is furthest behind its
+//! share.
 //!
 //! One train of evenly spaced packets, not one a component: schedules of their own would meet now and then (or always,
 //! where their rates have a common divisor), and a packet would be late by what another one takes. A component that
-//! cannot send when it is due owes the packet, or skips it where the peer's window is meant to forbid it; the others keep
-//! their times.
+//! cannot send when it is due owes the packet, or skips it where the peer's window is meant to forbid it; the others
+//! keep their times.
 
 /// Fraction bits of a time: 1/256 ns keeps a rate of 10 million packets/s right to 0.004 %.
 const FRACTION: u32 = 8;
@@ -47,7 +48,8 @@ impl Schedule {
         Some((self.next >> FRACTION, part))
     }
 
-    /// The packet that was due next went out, as so many packets (a fragmented one takes several places), or was skipped.
+    /// The packet that was due next went out, as so many packets (a fragmented one takes several places), or was
+    /// skipped.
     #[inline]
     pub fn advance(&mut self, part: usize, packets: u64) {
         self.next += self.interval * packets;

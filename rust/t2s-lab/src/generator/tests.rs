@@ -26,7 +26,7 @@ fn run(spec: &PhaseSpec) -> Run {
     let (mut now, mut digest) = (5_000_000_000_u64, 0xcbf2_9ce4_8422_2325_u64);
     while !generator.is_done() {
         now += 1_000;
-        generator.turn(now, &mut tx, &mut rx, &control);
+        generator.iterate(now, &mut tx, &mut rx, &control);
         if control.ready.load(Ordering::Relaxed) == 1 && control.epoch.load(Ordering::Relaxed) == 0 {
             control.epoch.store(now + 1_000, Ordering::Relaxed);
         }
@@ -38,7 +38,7 @@ fn run(spec: &PhaseSpec) -> Run {
         }
         device_rx.release();
         copy_tx.publish();
-        while device.turn(&mut copy_rx, &mut device_tx).0 {}
+        while device.iterate(&mut copy_rx, &mut device_tx).0 {}
         assert!(now < 60_000_000_000, "the generator never ends");
     }
     Run { window: generator.window(), digest, strangers: generator.strangers }
@@ -123,7 +123,7 @@ fn a_stop_ends_a_run_that_has_not_begun() {
     let mut now = 0;
     while !generator.is_done() {
         now += 1_000_000;
-        generator.turn(now, &mut tx, &mut rx, &control);
+        generator.iterate(now, &mut tx, &mut rx, &control);
         while device_rx.pop().is_some() {}
         device_rx.release();
     }

@@ -1,27 +1,27 @@
-//! The watchdog of a loop: how long its turns take, on and off the CPU, and an alarm when one is too long.
+//! The watchdog of a loop: how long its iterations take, on and off the CPU, and an alarm when one is too long.
 //!
-//! A reading of the thread's clocks costs half a microsecond, too much for each turn. They are read every
-//! [`REFRESH`] and at the end of a turn that was long; what is missing between wall and CPU time since the last reading
-//! was time off the CPU, and all of it that fits is charged to the long turn (the others in between were short), but what
-//! gaps between turns account for. Whose time that was the kernel says: a thread that has not slept since then, nor has it
-//! waited for anything, was put off its CPU.
+//! A reading of the thread's clocks costs half a microsecond, too much for each iteration. They are read every
+//! [`REFRESH`] and at the end of an iteration that was long; what is missing between wall and CPU time since the last
+//! reading was time off the CPU, and all of it that fits is charged to the long iteration (the others in between were
+//! short), but what gaps between iterations account for. Whose time that was the kernel says: a thread that has not
+//! slept since then, nor has it waited for anything, was put off its CPU.
 //!
-//! A guest's CPU clock runs on while the hypervisor has its CPU, and not all of that is reported as stolen. The kernel's
-//! ticks tell it: a thread that runs for longer than one of them meets the next.
+//! A guest's CPU clock runs on while the hypervisor has its CPU, and not all of that is reported as stolen. The
+//! kernel's ticks tell it: a thread that runs for longer than one of them meets the next.
 
 use serde::Serialize;
 
 use crate::measure::recorder::Recorder;
 use t2s_sys::clock::{thread_cpu_nanos, thread_sleeps, thread_tick_nanos, tick_nanos};
 
-/// One loop turn that took too long.
+/// One loop iteration that took too long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Alarm {
     /// When, milliseconds from the begin of the measured window.
     pub at_ms: i64,
-    /// The longest stage of the turn.
+    /// The longest stage of the iteration.
     pub stage: &'static str,
-    /// Length of the turn.
+    /// Length of the iteration.
     pub wall_ns: u64,
     /// Part of it that the thread was off the CPU.
     pub off_cpu_ns: u64,
@@ -30,13 +30,13 @@ pub struct Alarm {
 /// Time between two readings of the CPU clock and the count of sleeps, nanoseconds: 0.3 % of the thread.
 const REFRESH: u64 = 250_000;
 
-/// A turn this long has its CPU time looked at, nanoseconds; shorter ones are taken as wholly on the CPU.
+/// An iteration this long has its CPU time looked at, nanoseconds; shorter ones are taken as wholly on the CPU.
 const LONG: u64 = 100_000;
 
 /// Alarms that are kept.
 const ALARMS: usize = 64;
 
-/// Parts of a turn.
+/// Parts of an iteration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Part {
@@ -55,7 +55,7 @@ impl Part {
     pub const NAMES: [&'static str; 4] = ["device", "core", "upstream", "transmit"];
 }
 
-/// Measures turns.
+/// Measures iterations.
 pub struct LoopTimer {
     watchdog: bool,
     limit: u64,
@@ -66,15 +66,15 @@ pub struct LoopTimer {
     sleeps: u64,
     /// Nanoseconds between two ticks.
     tick: Option<u64>,
-    /// Time since then that the loop was away between turns, nanoseconds.
+    /// Time since then that the loop was away between iterations, nanoseconds.
     gaps: u64,
     /// The window's origin, nanoseconds; alarms count from it.
     pub origin: u64,
-    /// All turns of the window.
+    /// All iterations of the window.
     pub recorder: Recorder,
-    /// Longest time on the CPU in one turn.
+    /// Longest time on the CPU in one iteration.
     pub max_on_cpu: u64,
-    /// Longest time off the CPU in one turn.
+    /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
     /// Iterations above the limit.
     pub alarms: Vec<Alarm>,
@@ -110,13 +110,13 @@ impl LoopTimer {
         self.refresh(now);
     }
 
-    /// Whether turns are timed by part.
+    /// Whether iterations are timed by part.
     #[inline]
     pub fn by_part(&self) -> bool {
         self.watchdog
     }
 
-    /// To be called between turns: keeps the CPU reading fresh.
+    /// To be called between iterations: keeps the CPU reading fresh.
     #[inline]
     pub fn between(&mut self, now: u64) {
         if self.watchdog && now.saturating_sub(self.read_at) > REFRESH {
@@ -133,14 +133,14 @@ impl LoopTimer {
         self.gaps = 0;
     }
 
-    /// The loop was away for so long between two turns, nanoseconds.
+    /// The loop was away for so long between two iterations, nanoseconds.
     #[inline]
     pub fn away(&mut self, gap: u64) {
         self.gaps += gap;
     }
 
-    /// A turn has ended; `stamps` are its begin and the ends of its parts (all but the first and last may be equal).
-    /// Returns for how long of it the thread had been put off its CPU, as far as that is known.
+    /// An iteration has ended; `stamps` are its begin and the ends of its parts (all but the first and last may be
+    /// equal). Returns for how long of it the thread had been put off its CPU, as far as that is known.
     #[inline]
     pub fn record(&mut self, stamps: &[u64; 5]) -> u64 {
         let wall = stamps[4].saturating_sub(stamps[0]);
@@ -179,8 +179,8 @@ impl LoopTimer {
     }
 }
 
-/// How long a thread was on its CPU, by its CPU clock, and by the time that its ticks tell and that between two of them,
-/// if anyone counts them.
+/// How long a thread was on its CPU, by its CPU clock, and by the time that its ticks tell and that between two of
+/// them, if anyone counts them.
 fn time_on_cpu(clock: u64, ticks: Option<(u64, u64)>) -> u64 {
     ticks.map_or(clock, |(ticked, tick)| clock.min(ticked + tick))
 }
@@ -201,58 +201,58 @@ mod tests {
 
     #[test]
     fn a_long_turn_raises_an_alarm_that_names_its_part() {
-        let mut turns = LoopTimer::new(true, 10_000_000);
-        turns.begin(1_000);
-        turns.record(&[1_000, 1_100, 1_200, 1_300, 1_400]);
-        assert!(turns.alarms.is_empty() && turns.max_on_cpu == 400);
-        turns.record(&[2_000, 2_100, 2_200, 20_002_200, 20_002_300]);
-        assert_eq!((turns.alarms.len(), turns.alarms[0].stage), (1, "upstream"));
+        let mut timer = LoopTimer::new(true, 10_000_000);
+        timer.begin(1_000);
+        timer.record(&[1_000, 1_100, 1_200, 1_300, 1_400]);
+        assert!(timer.alarms.is_empty() && timer.max_on_cpu == 400);
+        timer.record(&[2_000, 2_100, 2_200, 20_002_200, 20_002_300]);
+        assert_eq!((timer.alarms.len(), timer.alarms[0].stage), (1, "upstream"));
         // The thread never ran for those 20 ms of invented time, so they are off the CPU.
-        assert!(turns.alarms[0].off_cpu_ns > 10_000_000 && turns.max_on_cpu < 10_000_000);
-        assert_eq!(turns.recorder.count(), 2);
+        assert!(timer.alarms[0].off_cpu_ns > 10_000_000 && timer.max_on_cpu < 10_000_000);
+        assert_eq!(timer.recorder.count(), 2);
         for at in 0..1_000 {
-            turns.record(&[at, at, at, at, at + 20_000_000]);
+            timer.record(&[at, at, at, at, at + 20_000_000]);
         }
-        assert_eq!(turns.alarms.len(), ALARMS);
+        assert_eq!(timer.alarms.len(), ALARMS);
     }
 
     #[test]
     fn a_sleep_is_the_threads_own() {
         let clock = crate::measure::clock::now_ns;
-        let mut turns = LoopTimer::new(true, 10_000_000);
-        turns.begin(clock());
+        let mut timer = LoopTimer::new(true, 10_000_000);
+        timer.begin(clock());
         let start = clock();
         std::thread::sleep(std::time::Duration::from_millis(2));
         let end = clock();
-        assert_eq!(turns.record(&[start, start, end, end, end]), 0);
-        assert!(turns.max_off_cpu > 1_000_000, "{}", turns.max_off_cpu);
+        assert_eq!(timer.record(&[start, start, end, end, end]), 0);
+        assert!(timer.max_off_cpu > 1_000_000, "{}", timer.max_off_cpu);
         // A time in which it neither ran nor slept.
         let later = end + 20_000_000;
-        assert!(turns.record(&[end, end, later, later, later]) > 19_000_000);
-        // As much between two turns, the second of which is on the CPU for 3 ms.
+        assert!(timer.record(&[end, end, later, later, later]) > 19_000_000);
+        // As much between two iterations, the second of which is on the CPU for 3 ms.
         let cpu = thread_cpu_nanos();
         while thread_cpu_nanos() - cpu < 3_000_000 {}
         let (begin, over) = (later + 20_000_000, later + 23_000_000);
-        turns.away(begin - later);
-        assert!(turns.record(&[begin, begin, over, over, over]) < 1_000_000);
+        timer.away(begin - later);
+        assert!(timer.record(&[begin, begin, over, over, over]) < 1_000_000);
     }
 
     #[test]
     fn time_on_the_cpu_is_not_called_off() {
         let clock = crate::measure::clock::now_ns;
-        let mut turns = LoopTimer::new(true, 1_000);
-        turns.begin(clock());
+        let mut timer = LoopTimer::new(true, 1_000);
+        timer.begin(clock());
         let (start, cpu) = (clock(), thread_cpu_nanos());
         while thread_cpu_nanos() - cpu < 3_000_000 {}
         let end = clock();
-        turns.record(&[start, start, end, end, end]);
-        assert!(turns.max_on_cpu > 2_000_000, "{}", turns.max_on_cpu);
+        timer.record(&[start, start, end, end, end]);
+        assert!(timer.max_on_cpu > 2_000_000, "{}", timer.max_on_cpu);
     }
 
     #[test]
     fn without_watchdog_only_the_wall_is_kept() {
-        let mut turns = LoopTimer::new(false, 1);
-        turns.record(&[0, 0, 0, 0, 20_000_000]);
-        assert!(turns.alarms.is_empty() && turns.parts == [0; 4] && turns.recorder.count() == 1);
+        let mut timer = LoopTimer::new(false, 1);
+        timer.record(&[0, 0, 0, 0, 20_000_000]);
+        assert!(timer.alarms.is_empty() && timer.parts == [0; 4] && timer.recorder.count() == 1);
     }
 }

@@ -67,7 +67,8 @@ impl Sampler {
         }
     }
 
-    /// How long until something is due, at most `most`, nanoseconds: each look takes a CPU from a thread that is measured.
+    /// How long until something is due, at most `most`, nanoseconds: each look takes a CPU from a thread that is
+    /// measured.
     pub fn rest(&self, now: u64, most: u64) -> u64 {
         if now < self.begin || now > self.end + LATE {
             return most;

@@ -1,8 +1,8 @@
 //! A distribution that is also kept slice by slice, so that a long phase can be judged like rounds: a stall of the
 //! machine then corrupts the slice it falls into, not the whole phase.
 //!
-//! Promises: nothing is recorded twice or lost, and recording allocates nothing. A slice that the phase did not complete
-//! counts in the whole only.
+//! Promises: nothing is recorded twice or lost, and recording allocates nothing. A slice that the phase did not
+//! complete counts in the whole only.
 
 use serde::Serialize;
 

@@ -2,10 +2,10 @@
 //!
 //! Generator and workers poll without rest, so a thread that has nothing to do and yet does not look at the clock for
 //! [`STALL`] was off its CPU, or its CPU was the hypervisor's. The core cannot cause that: the generator never runs its
-//! code, and a worker's gap counts only between its turns, to which belongs what the core gets ready behind them. Within
-//! a turn a stall cannot be told from slow code and is the core's, but where the kernel says that the thread was put off
-//! its CPU without having slept. A packet is *disturbed* when it was due in such a gap, was in hand, or waited behind the
-//! backlog that the gap left.
+//! code, and a worker's gap counts only between its iterations, to which belongs what the core gets ready behind them.
+//! Within an iteration a stall cannot be told from slow code and is the core's, but where the kernel says that the
+//! thread was put off its CPU without having slept. A packet is *disturbed* when it was due in such a gap, was in hand,
+//! or waited behind the backlog that the gap left.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ pub const STALL: u64 = 5_000;
 /// A backlog is worked off within this many times the stall's length, or it is the core that is too slow.
 const BACKLOG: u64 = 10;
 
-/// What a turn of a generator that catches up takes at most, nanoseconds: it sends a burst.
+/// What an iteration of a generator that catches up takes at most, nanoseconds: it sends a burst.
 const BURST: u64 = 50_000;
 
 /// The last stall of a generator, told to its worker. It lasts until what was due meanwhile has left.
@@ -45,8 +45,8 @@ impl GeneratorStallDetector {
         Self { told, last: 0, excused: 0 }
     }
 
-    /// The generator looks at the clock; `next_due` is when its next packet is, or was, due. To be called before packets
-    /// are sent: whoever receives them knows of the stall.
+    /// The generator looks at the clock; `next_due` is when its next packet is, or was, due. To be called before
+    /// packets are sent: whoever receives them knows of the stall.
     #[inline]
     pub fn look(&mut self, now: u64, next_due: impl FnOnce() -> Option<u64>) {
         let last = std::mem::replace(&mut self.last, now);
@@ -105,7 +105,8 @@ impl StallWindow {
 }
 
 impl StallDetector {
-    /// A turn begins; returns for how long the worker had been away before it, 0 if for no longer than a turn takes anyway.
+    /// An iteration begins; returns for how long the worker had been away before it, 0 if for no longer than an
+    /// iteration takes anyway.
     #[inline]
     pub fn begin(&mut self, now: u64) -> u64 {
         let gap = now.saturating_sub(self.seen);
@@ -116,7 +117,7 @@ impl StallDetector {
         gap
     }
 
-    /// A turn has ended; with `drained` it had found no packet waiting.
+    /// An iteration has ended; with `drained` it had found no packet waiting.
     #[inline]
     pub fn end(&mut self, now: u64, drained: bool) {
         self.seen = now;
@@ -125,8 +126,8 @@ impl StallDetector {
         }
     }
 
-    /// The worker was put off its CPU for so long in a turn that has ended. To be told after [`StallDetector::end`], which knows
-    /// what waited before it.
+    /// The worker was put off its CPU for so long in an iteration that has ended. To be told after
+    /// [`StallDetector::end`], which knows what waited before it.
     #[inline]
     pub fn put_off(&mut self, duration: u64, turn_ended: u64) {
         if duration > STALL {
@@ -134,7 +135,7 @@ impl StallDetector {
         }
     }
 
-    /// What excuses packets that are in hand in the turn begun at `begin`.
+    /// What excuses packets that are in hand in the iteration begun at `begin`.
     #[inline]
     pub fn excuse(&mut self, begin: u64, generator: &LastStall) -> StallWindow {
         let to = generator.ended.load(Ordering::Acquire);
@@ -143,7 +144,7 @@ impl StallDetector {
             self.known = to;
             self.behind = generator.excused.load(Ordering::Relaxed);
         }
-        // A turn begun before the stall cannot hold what that left behind.
+        // An iteration begun before the stall cannot hold what that left behind.
         StallWindow { all: begin < self.until || from <= begin && begin < self.behind, from, to }
     }
 
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     impl StallDetector {
-        /// Whether a packet due at `due` is disturbed that is in hand in the turn begun at `begin`.
+        /// Whether a packet due at `due` is disturbed that is in hand in the iteration begun at `begin`.
         fn is_disturbed(&mut self, begin: u64, due: u64, generator: &LastStall) -> bool {
             self.excuse(begin, generator).covers(due)
         }
@@ -170,7 +171,7 @@ mod tests {
         let is_disturbed = |detector: &mut StallDetector, at: u64| detector.is_disturbed(at, at, &generator);
         detector.begin(1_000_000);
         assert!(!is_disturbed(&mut detector, 1_000_000));
-        // A long turn is the worker's own.
+        // A long iteration is the worker's own.
         detector.end(1_900_000, false);
         detector.begin(1_900_000 + STALL);
         assert!(!is_disturbed(&mut detector, 1_900_000 + STALL));
@@ -196,7 +197,7 @@ mod tests {
         assert!(is_disturbed(&mut detector, 1_901_000), "the backlog");
         detector.end(1_910_000, true);
         assert!(!is_disturbed(&mut detector, 1_911_000));
-        // A turn without packets, in which some came.
+        // An iteration without packets, in which some came.
         detector.end(2_900_000, true);
         detector.put_off(800_000, 2_900_000);
         assert!(is_disturbed(&mut detector, 2_900_100));
@@ -240,13 +241,13 @@ mod tests {
         let generator = Arc::new(LastStall::default());
         let (mut detector, mut generator_detector) =
             (StallDetector::default(), GeneratorStallDetector::new(Arc::clone(&generator)));
-        // A long turn of the core, from 1 to 6 ms, and a hiccup of the generator within.
+        // A long iteration of the core, from 1 to 6 ms, and a hiccup of the generator within.
         detector.end(1_000_000, false);
         generator_detector.look(5_000_000, || None);
         generator_detector.look(5_006_000, || None);
         assert!(!detector.is_disturbed(1_000_000, 999_000, &generator), "what was in hand");
         detector.end(6_000_000, false);
-        assert!(!detector.is_disturbed(6_000_000, 4_999_000, &generator), "what waited for the turn");
+        assert!(!detector.is_disturbed(6_000_000, 4_999_000, &generator), "what waited for the iteration");
         assert!(detector.is_disturbed(6_000_000, 5_003_000, &generator));
         assert!(!detector.is_disturbed(6_000_000, 5_006_000, &generator));
     }

@@ -364,7 +364,7 @@ fn result(
             fragment_cap: if bounded { config.fragment.total_bytes } else { 0 },
             bytes_after_drain: 0,
         },
-        turns: LoopResult {
+        event_loop: LoopResult {
             iterations: service.count,
             max_wall_ns: service.max,
             max_on_cpu_ns: service.max,

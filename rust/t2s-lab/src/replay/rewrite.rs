@@ -27,8 +27,8 @@ pub(super) fn complete_checksum(packet: &mut [u8]) {
     }
 }
 
-/// Sets acknowledgement number, SACK edges and timestamp echo of a TCP packet, keeping its checksum as right or wrong as
-/// it was.
+/// Sets acknowledgement number, SACK edges and timestamp echo of a TCP packet, keeping its checksum as right or wrong
+/// as it was.
 pub(super) fn rewrite(packet: &mut [u8], ack: SeqNumber, shift: i32, echo: u32) {
     let Ok(ip) = Ip::parse(packet) else { return };
     let Some(segment) = packet.get_mut(usize::from(ip.payload)..ip.total as usize) else { return };

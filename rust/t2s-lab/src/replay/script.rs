@@ -1,9 +1,9 @@
 //! What a capture says about its client and its servers, as steps to replay.
 //!
 //! The client is who sent SYNs (or, in a capture without TCP, the first sender). Its packets are replayed as they are.
-//! The servers' packets are not: of them only the byte streams, datagrams, answers and endings are kept, since it is the
-//! live stack that answers. Promises: steps stand in the capture's order. Refuses (counts): TCP connections that the
-//! capture joined midway, since a stack needs their SYN.
+//! The servers' packets are not: of them only the byte streams, datagrams, answers and endings are kept, since it is
+//! the live stack that answers. Promises: steps stand in the capture's order. Refuses (counts): TCP connections that
+//! the capture joined midway, since a stack needs their SYN.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,9 +1,9 @@
 //! One worker: device ring → pooled buffers → stack → simulated upstream → device ring, measured.
 //!
-//! A turn takes at most [`BUDGET`] packets. The copy into a pooled buffer is the device's read; from there on the packet
-//! takes the tunnel's way. Effect is reached when the turn has emptied the stack's requests and packets, so a packet's
-//! service time is that of its whole turn. While the device's way out is full nothing is read: the ring fills, and
-//! packets are late instead of lost.
+//! An iteration takes at most [`BUDGET`] packets. The copy into a pooled buffer is the device's read; from there on the
+//! packet takes the tunnel's way. Effect is reached when the iteration has emptied the stack's requests and packets, so
+//! a packet's service time is that of its whole iteration. While the device's way out is full nothing is read: the ring
+//! fills, and packets are late instead of lost.
 
 pub mod null;
 pub mod upstream;
@@ -29,11 +29,11 @@ use crate::spec::{Component, PhaseSpec};
 use crate::worker::upstream::Upstreams;
 use t2s_sys::clock::thread_cpu_nanos;
 
-/// Packets of one turn: enough to share locks and acknowledgements, few enough to keep a turn below 100 µs.
+/// Packets of one iteration: enough to share locks and acknowledgements, few enough to keep an iteration below 100 µs.
 pub const BUDGET: usize = 64;
 
-/// With no more than so many bytes waiting, a turn takes one packet: there is little to share, and the first of three
-/// packets need not wait for the other two.
+/// With no more than so many bytes waiting, an iteration takes one packet: there is little to share, and the first of
+/// three packets need not wait for the other two.
 const FEW: usize = 8_192;
 
 /// Room that the device's way out must have before a packet is asked of the stack: the largest packet and its record.
@@ -45,8 +45,9 @@ const TIMER_LOOK: u64 = 200_000;
 /// How long timers and the upstream's delays wait while there are packets, nanoseconds.
 const PACKETS_FIRST: u64 = 20_000;
 
-/// Timers of one turn: with what one of them sends a turn takes a quarter of a microsecond, and a packet that comes
-/// meanwhile waits no longer. (Turns cost next to nothing here; where each asks the kernel, a few at once are better.)
+/// Timers of one iteration: with what one of them sends an iteration takes a quarter of a microsecond, and a packet
+/// that comes meanwhile waits no longer. (Iterations cost next to nothing here; where each asks the kernel, a few at
+/// once are better.)
 const TIMERS: usize = 1;
 
 /// A gap between two empty polls longer than this was spent off the CPU, nanoseconds.
@@ -97,11 +98,11 @@ pub struct Report {
     pub upstream_wait: Option<Recorder>,
     /// Packets that had their effect in the window.
     pub measured: u64,
-    /// The loop: turns and alarms.
-    pub turns: Recorder,
-    /// Longest time on the CPU in one turn.
+    /// The loop: iterations and alarms.
+    pub iterations: Recorder,
+    /// Longest time on the CPU in one iteration.
     pub max_on_cpu: u64,
-    /// Longest time off the CPU in one turn.
+    /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
     /// Iterations above the limit.
     pub alarms: Vec<crate::measure::loop_time::Alarm>,
@@ -130,7 +131,7 @@ pub struct Worker {
     /// Nanoseconds of a slice, and when the present one ends.
     slice_ns: u64,
     slice_ends: u64,
-    turns: LoopTimer,
+    loop_timer: LoopTimer,
     stall_detector: StallDetector,
     generator: Arc<LastStall>,
     next_timer_look: u64,
@@ -139,14 +140,14 @@ pub struct Worker {
     foreign: u64,
     measured: u64,
     idle_ns: u64,
-    /// When the last empty poll was, if the last turn was one.
+    /// When the last empty poll was, if the last iteration was one.
     last_poll: Option<u64>,
     marks: [Snapshot; 2],
 }
 
-/// What a turn came to.
+/// What an iteration came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct Iteration {
     /// There was something to do.
     pub worked: bool,
     /// The generator has ended.
@@ -180,7 +181,7 @@ impl Worker {
             service: Sliced::new(spec.slices()),
             slice_ns: if spec.slices() > 0 { (spec.slice_seconds * 1e9) as u64 } else { u64::MAX },
             slice_ends: u64::MAX,
-            turns: LoopTimer::new(spec.settings.watchdog, limit),
+            loop_timer: LoopTimer::new(spec.settings.watchdog, limit),
             stall_detector: StallDetector::default(),
             generator,
             next_timer_look: 0,
@@ -204,10 +205,10 @@ impl Worker {
         self.idle_ns
     }
 
-    /// One turn of the loop, begun at `now`.
+    /// One iteration of the loop, begun at `now`.
     #[inline]
-    pub fn turn(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Turn {
-        self.turns.away(self.stall_detector.begin(now));
+    pub fn iterate(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Iteration {
+        self.loop_timer.away(self.stall_detector.begin(now));
         let mark = if out.fits(LARGEST) { self.read(device) } else { None };
         let read = self.dues.len();
         // Packets first, but not for ever.
@@ -216,13 +217,13 @@ impl Worker {
         let delays = self.upstreams.next_due().is_some_and(|due| due <= since);
         if read == 0 && mark.is_none() && !timers && !delays && out.fits(LARGEST) {
             self.note_poll(now);
-            return Turn { worked: false, ended: false };
+            return Iteration { worked: false, ended: false };
         }
         self.last_poll = None;
         let at = Instant::from_nanos(now);
-        let stamp = |turns: &LoopTimer| if turns.by_part() { now_ns() } else { now };
+        let stamp = |timer: &LoopTimer| if timer.by_part() { now_ns() } else { now };
         let mut stamps = [now; 5];
-        stamps[1] = stamp(&self.turns);
+        stamps[1] = stamp(&self.loop_timer);
         if read > 0 {
             self.stack.handle_batch(at, &mut self.batch);
         }
@@ -232,14 +233,14 @@ impl Worker {
             if due(&self.stack) {
                 self.stack.handle_some_timeouts(at, TIMERS);
                 if due(&self.stack) {
-                    // The rest comes with the next turn, behind the packets that wait.
+                    // The rest comes with the next iteration, behind the packets that wait.
                     self.next_timer_look = now;
                 }
             }
         }
-        stamps[2] = stamp(&self.turns);
+        stamps[2] = stamp(&self.loop_timer);
         self.serve_upstreams(now, delays);
-        stamps[3] = stamp(&self.turns);
+        stamps[3] = stamp(&self.loop_timer);
         let sent = self.transmit(now, out);
         device.release();
         stamps[4] = now_ns();
@@ -257,11 +258,11 @@ impl Worker {
             }
         }
         self.dues.clear();
-        self.turns.between(end);
+        self.loop_timer.between(end);
         if let Some(mark) = mark {
             self.pass(mark, end);
         }
-        Turn { worked, ended: mark == Some(Mark::End) }
+        Iteration { worked, ended: mark == Some(Mark::End) }
     }
 
     /// Copies waiting packets into buffers, up to a mark or the budget.
@@ -339,7 +340,7 @@ impl Worker {
             self.service.cut();
             self.slice_ends += self.slice_ns;
         }
-        let put_off = self.turns.record(stamps);
+        let put_off = self.loop_timer.record(stamps);
         self.stall_detector.put_off(put_off, end);
         self.measured += self.dues.len() as u64;
         if !self.dues.is_empty() {
@@ -354,14 +355,14 @@ impl Worker {
         }
     }
 
-    /// Since `begin`, when a turn ended, the core has got memory ready: time of its own, not a stall of the machine that
-    /// would excuse the packets that waited meanwhile. Returns when that ended.
+    /// Since `begin`, when an iteration ended, the core has got memory ready: time of its own, not a stall of the
+    /// machine that would excuse the packets that waited meanwhile. Returns when that ended.
     #[cold]
     fn prepared(&mut self, begin: u64) -> u64 {
         let end = now_ns();
         self.stall_detector.end(end, false);
         if self.measuring {
-            let put_off = self.turns.record(&[begin, begin, end, end, end]);
+            let put_off = self.loop_timer.record(&[begin, begin, end, end, end]);
             self.stall_detector.put_off(put_off, end);
         }
         end
@@ -375,7 +376,7 @@ impl Worker {
         }
         self.last_poll = Some(now);
         self.stall_detector.end(now, true);
-        self.turns.between(now);
+        self.loop_timer.between(now);
     }
 
     fn pass(&mut self, mark: Mark, now: u64) {
@@ -383,7 +384,7 @@ impl Worker {
             Mark::Begin => {
                 self.marks[0] = self.snapshot();
                 self.measuring = true;
-                self.turns.begin(now);
+                self.loop_timer.begin(now);
                 self.slice_ends = now.saturating_add(self.slice_ns);
             }
             Mark::Drain => {
@@ -433,7 +434,7 @@ impl Worker {
         let [begin, end] = self.marks;
         let mut parts = BTreeMap::new();
         for part in [Part::Device, Part::Upstream] {
-            parts.insert(Part::NAMES[part as usize], self.turns.parts[part as usize]);
+            parts.insert(Part::NAMES[part as usize], self.loop_timer.parts[part as usize]);
         }
         Report {
             begin,
@@ -444,10 +445,10 @@ impl Worker {
             service: self.service.finish(),
             upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
             measured: self.measured,
-            turns: self.turns.recorder,
-            max_on_cpu: self.turns.max_on_cpu,
-            max_off_cpu: self.turns.max_off_cpu,
-            alarms: self.turns.alarms,
+            iterations: self.loop_timer.recorder,
+            max_on_cpu: self.loop_timer.max_on_cpu,
+            max_off_cpu: self.loop_timer.max_off_cpu,
+            alarms: self.loop_timer.alarms,
             parts,
             corrupt: self.upstreams.corrupt,
             overrun: self.upstreams.overrun,

@@ -1,11 +1,11 @@
-//! The null device: a peer that keeps no state and only acknowledges. Its speed is the generator's own, so a scenario whose
-//! capacity comes near it measured the generator.
+//! The null device: a peer that keeps no state and only acknowledges. Its speed is the generator's own, so a scenario
+//! whose capacity comes near it measured the generator.
 
 use crate::device_ring::{Consumer, Producer};
 use crate::generator::link::{FLAG_MARK, Mark};
 use crate::generator::packets::{flag, fold, get_u16, patched, protocol, put_u16, split_ip, sum_of};
 
-/// Packets taken in one turn.
+/// Packets taken in one iteration.
 const BUDGET: u32 = 64;
 
 /// Largest reply to a segment: IPv6 and TCP headers with the options of a SYN.
@@ -26,8 +26,8 @@ impl NullDevice {
         Self { packets: 0, echo }
     }
 
-    /// Takes what is there; whether there was something, and a mark if one was met (which ends the turn).
-    pub fn turn(&mut self, packets: &mut Consumer, replies: &mut Producer) -> (bool, Option<Mark>) {
+    /// Takes what is there; whether there was something, and a mark if one was met (which ends the iteration).
+    pub fn iterate(&mut self, packets: &mut Consumer, replies: &mut Producer) -> (bool, Option<Mark>) {
         let (mut taken, mut mark) = (0, None);
         while taken < BUDGET && replies.fits(crate::spec::MAX_PAYLOAD as usize + 535) {
             let Some(record) = packets.pop() else { break };

@@ -31,11 +31,11 @@ fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
     let mut now = start;
     loop {
         now += 2_000;
-        generator.turn(now, &mut tx, &mut rx, &control);
+        generator.iterate(now, &mut tx, &mut rx, &control);
         if control.ready.load(Ordering::Relaxed) == 1 && control.epoch.load(Ordering::Relaxed) == 0 {
             control.epoch.store(now + 1_000, Ordering::Relaxed);
         }
-        if worker.turn(now, &mut device, &mut out).ended {
+        if worker.iterate(now, &mut device, &mut out).ended {
             break;
         }
         assert!(now - start < 30_000_000_000, "the phase never ends");
@@ -153,5 +153,5 @@ fn what_the_core_prepares_between_turns_is_no_stall_of_the_machine() {
     worker.stall_detector.end(began, false);
     worker.prepared(began);
     assert_eq!(worker.stall_detector.begin(began + 1_000_000), 0, "the worker was seen since");
-    assert!(worker.turns.recorder.quantile(1.0) >= 1_000_000, "the loop's time holds it");
+    assert!(worker.loop_timer.recorder.quantile(1.0) >= 1_000_000, "the loop's time holds it");
 }

@@ -71,8 +71,8 @@ impl Connector {
         Self::dial(endpoint, mark, address, ProxyHandshake::new(endpoint, target)?)
     }
 
-    /// Opens a socket and starts to connect to the proxy, for a target that is not known yet: [`Connector::prepare`] until
-    /// that is there, then [`Connector::aim`].
+    /// Opens a socket and starts to connect to the proxy, for a target that is not known yet: [`Connector::prepare`]
+    /// until that is there, then [`Connector::aim`].
     ///
     /// # Errors
     /// What can be told at once.
@@ -133,7 +133,8 @@ impl Connector {
         }
     }
 
-    /// Whether a connection on which nothing was said is there; one that the proxy has ended, or spoken on, is of no use.
+    /// Whether a connection on which nothing was said is there; one that the proxy has ended, or spoken on, is of no
+    /// use.
     fn stands(&mut self, fd: BorrowedFd<'_>) -> Result<bool, ConnectError> {
         match socket::peek(fd) {
             Ok(0) => return Err(ConnectError::Closed),

@@ -1,8 +1,8 @@
 //! `t2s proxy`: a small SOCKS5 server for trying things out, for demonstrations and for the lab.
 //!
 //! It promises: CONNECT and UDP ASSOCIATE over IPv4 and IPv6, half-close both ways, optional user and password, no
-//! thread or descriptor left after [`Proxy::stop`]. It listens where it is told, which by default is loopback: without a
-//! password it would serve everybody who reaches it. It refuses BIND.
+//! thread or descriptor left after [`Proxy::stop`]. It listens where it is told, which by default is loopback: without
+//! a password it would serve everybody who reaches it. It refuses BIND.
 
 mod associate;
 mod relay;
@@ -196,7 +196,7 @@ struct Server {
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     generation: u32,
-    /// Relays that were made in this turn: the next one moves their first bytes.
+    /// Relays that were made in this iteration: the next one moves their first bytes.
     started: Vec<(usize, u32)>,
     scratch: Vec<u8>,
     resolved: Sender<Resolved>,
@@ -223,7 +223,7 @@ fn token(index: usize, generation: u32, side: Side) -> u64 {
 impl Server {
     fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
-        // Connections that have more to do than their share of a turn allowed.
+        // Connections that have more to do than their share of an iteration allowed.
         let mut busy: Vec<(usize, u32)> = Vec::new();
         while !self.stopping.load(Ordering::Acquire) {
             let timeout = if busy.is_empty() { None } else { Some(0) };
@@ -305,7 +305,7 @@ impl Server {
         }
     }
 
-    /// Takes a connection as far as it goes now; true when it has more to do than its share of a turn allowed.
+    /// Takes a connection as far as it goes now; true when it has more to do than its share of an iteration allowed.
     fn advance(&mut self, index: usize, generation: u32) -> bool {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut wanted = Vec::new();

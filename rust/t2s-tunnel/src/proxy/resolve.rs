@@ -1,8 +1,8 @@
 //! The names that the client of an association writes to: what waits until they are resolved, and what they came to.
 //!
 //! It resolves nothing itself: names that are asked for come out of [`Names::take_wanted`], answers go into
-//! [`Names::resolved`]. It promises: each name is asked for once at a time; names, and datagrams that wait for them, are
-//! bounded. What finds no room is lost, as datagrams are.
+//! [`Names::resolved`]. It promises: each name is asked for once at a time; names, and datagrams that wait for them,
+//! are bounded. What finds no room is lost, as datagrams are.
 
 use std::net::{IpAddr, SocketAddr};
 

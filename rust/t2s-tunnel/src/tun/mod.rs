@@ -36,7 +36,8 @@ pub struct DeviceConfig {
     pub name: String,
     /// A descriptor that somebody else has opened and attached; it is copied, the caller keeps its own.
     pub inherited: Option<RawFd>,
-    /// MTU to set, bytes; `None` takes [`MTU_OFFLOAD`] or [`MTU_PLAIN`] for a new device, and an inherited device's own.
+    /// MTU to set, bytes; `None` takes [`MTU_OFFLOAD`] or [`MTU_PLAIN`] for a new device, and an inherited device's
+    /// own.
     pub mtu: Option<u16>,
     /// Queues, one a worker.
     pub queues: u16,
@@ -206,8 +207,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Takes an attached descriptor; `framed` says whether with `IFF_VNET_HDR`. With `offload` it asks for as much as the
-    /// kernel grants.
+    /// Takes an attached descriptor; `framed` says whether with `IFF_VNET_HDR`. With `offload` it asks for as much as
+    /// the kernel grants.
     fn new(fd: OwnedFd, framed: bool, offload: bool) -> Self {
         if !framed {
             return Self { fd, header: 0, offload: Offload::default() };

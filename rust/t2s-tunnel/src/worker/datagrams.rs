@@ -85,7 +85,7 @@ pub(super) struct Datagrams {
     rooms: Vec<Buf>,
     /// The batch that is being written.
     batch: Vec<(SocketAddr, Buf)>,
-    /// Datagrams of one session that are being joined, within one turn.
+    /// Datagrams of one session that are being joined, within one iteration.
     run: Option<Run>,
 }
 

@@ -11,12 +11,12 @@ use super::{HEADROOM, Worker};
 use crate::log::Level;
 use crate::tun::VNET_HEADER;
 
-/// Packets of one turn: with small packets some 50 µs of work.
+/// Packets of one iteration: with small packets some 50 µs of work.
 pub(super) const PACKETS: usize = 128;
 /// Bytes of packets that are read before the upstreams get their share: what stays in a second-level cache between the
 /// kernel's copy into the buffer and its copy out of it.
 const BATCH_BYTES: usize = 176 * 1024;
-/// Packets written in one turn before acknowledgements are read again.
+/// Packets written in one iteration before acknowledgements are read again.
 const TRANSMITS: usize = 256;
 /// Reads up to this long are copied into a buffer of their size, so that the large one is used again at once, hot.
 const COPY_MAX: usize = 2_048 - HEADROOM;

@@ -5,13 +5,14 @@
 
 use serde::Serialize;
 
-/// Buckets: the last but one ends at 2^24 µs, 17 s, longer than any sane handshake or turn.
+/// Buckets: the last but one ends at 2^24 µs, 17 s, longer than any sane handshake or iteration.
 pub(super) const BUCKETS: usize = 26;
 
 /// Durations, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Histogram {
-    /// Bucket `i` counts durations of more than 2^(i-1) and at most 2^i µs; the first all up to 1 µs, the last the rest.
+    /// Bucket `i` counts durations of more than 2^(i-1) and at most 2^i µs; the first all up to 1 µs, the last the
+    /// rest.
     pub buckets: [u64; BUCKETS],
     /// Durations counted.
     pub count: u64,

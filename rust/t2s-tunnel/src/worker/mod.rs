@@ -1,8 +1,8 @@
 //! One worker: a thread, a TUN queue, a stack, and the sockets of its flows.
 //!
-//! A turn of the loop: wait for readiness; read packets into the stack; do what the stack requests (dial, write to
-//! upstreams, close); read from upstreams; run timers; write packets. Each step has a budget, so that a turn ends soon
-//! and every flow has its share of it; what is left over makes the next wait a mere look.
+//! An iteration of the loop: wait for readiness; read packets into the stack; do what the stack requests (dial, write
+//! to upstreams, close); read from upstreams; run timers; write packets. Each step has a budget, so that an iteration
+//! ends soon and every flow has its share of it; what is left over makes the next wait a mere look.
 //!
 //! On the packet path it takes no lock that another thread could hold for long and allocates from its pool alone. All
 //! descriptors are edge-triggered: what is ready is remembered here until a call answers `EAGAIN` or comes back short,
@@ -56,7 +56,7 @@ use watchdog::LoopWatchdog;
 
 /// Events of one wait.
 const EVENTS: usize = 512;
-/// Timers run in one turn: some 1 µs with what they send, no more than a few packets take.
+/// Timers run in one iteration: some 1 µs with what they send, no more than a few packets take.
 const TIMERS: usize = 4;
 /// Room in front of payload: virtio, IPv6 and TCP headers with all options fit.
 const HEADROOM: usize = 128;
@@ -66,7 +66,8 @@ const FRAME_MAX: usize = 67_584 - HEADROOM;
 const STARVED: u64 = 2 * MILLIS;
 /// Time without work after which memory is given back.
 const TRIM_EVERY: u64 = 1_000 * MILLIS;
-/// Time after which it is given back although some work goes on: three times within the 10 s that a burst may leave traces.
+/// Time after which it is given back although some work goes on: three times within the 10 s that a burst may leave
+/// traces.
 const TRIM_LATEST: u64 = 3_000 * MILLIS;
 /// Packets that may wait for another worker.
 pub(crate) const FOREIGN: usize = 1_024;

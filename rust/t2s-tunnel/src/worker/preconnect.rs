@@ -2,12 +2,12 @@
 //!
 //! To dial costs a flow one round trip to the proxy, two or three more where the proxy wants to be greeted apart. While
 //! flows open in quick succession, as for a web page, some connections stand ready: as many as were dialled within the
-//! last second, [`TunnelConfig::connect_ahead`](crate::config::TunnelConfig) at most, and none where it was fewer than two.
-//! They wait for [`PRECONNECT_TTL`]; a proxy sees a few connections that end without a request.
+//! last second, [`TunnelConfig::connect_ahead`](crate::config::TunnelConfig) at most, and none where it was fewer than
+//! two. They wait for [`PRECONNECT_TTL`]; a proxy sees a few connections that end without a request.
 //!
-//! A proxy may end them first. One that has ended is not taken, and its fellows, which are as old, go with it. Where the
-//! proxy's end crosses the request, the flow is dialled anew: if nothing was answered and not much time has passed, since a
-//! proxy may hang up for reasons of the target too. Such a target is then asked for twice.
+//! A proxy may end them first. One that has ended is not taken, and its fellows, which are as old, go with it. Where
+//! the proxy's end crosses the request, the flow is dialled anew: if nothing was answered and not much time has passed,
+//! since a proxy may hang up for reasons of the target too. Such a target is then asked for twice.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -145,8 +145,8 @@ impl Demand {
     }
 }
 
-/// Whether a failed connection, made ahead and taken at `taken`, had ended before the proxy knew what it was for, as far as
-/// can be told.
+/// Whether a failed connection, made ahead and taken at `taken`, had ended before the proxy knew what it was for, as
+/// far as can be told.
 pub(super) fn has_crossed(attempt: &Connector, failure: &ConnectError, now: Instant, taken: Instant) -> bool {
     let ended = matches!(failure, ConnectError::Closed | ConnectError::Proxy(..));
     ended && !attempt.is_heard() && now.since(taken) <= CROSSING
@@ -239,7 +239,8 @@ impl Worker {
         let (fd, attempt) = Connector::preconnect(&self.endpoint, self.shared.config.mark).ok()?;
         self.preconnects.generation = self.preconnects.generation.wrapping_add(1);
         let generation = self.preconnects.generation;
-        // With nothing to be heard before the target is there, it costs no event: what became of it is seen when it is taken.
+        // With nothing to be heard before the target is there, it costs no event: what became of it is seen when it is
+        // taken.
         let ready = !attempt.greets_before_target();
         if ready {
             self.preconnects.ready.push_back(place as u32);

@@ -24,7 +24,7 @@ const WRITE_SLICES: usize = 32;
 const WRITES: usize = 4;
 /// Reads of one flow in a row before others have their turn: 2 super-segments.
 const READS: usize = 2;
-/// Reads of one turn, over all flows.
+/// Reads of one iteration, over all flows.
 const READS_PER_TURN: usize = 64;
 /// Bytes that are read from upstreams before they are written to the device: what stays in a second-level cache
 /// between the kernel's copy into the buffer and its copy out of it.

@@ -1,4 +1,5 @@
-//! What a client sends of its own accord: the next bytes, bytes out of order, twice, overlapping or in fragments, and the end.
+//! What a client sends of its own accord: the next bytes, bytes out of order, twice, overlapping or in fragments, and
+//! the end.
 
 use super::{Flow, Shape, State, bit};
 use crate::generator::link::Link;

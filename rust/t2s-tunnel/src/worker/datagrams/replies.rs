@@ -1,8 +1,8 @@
 //! From the upstreams of UDP sessions to their clients: batched reads, and runs of equal datagrams written as one.
 //!
-//! A device with USO takes datagrams of one length and origin as one super-datagram, for the price of a single write. So
-//! what one session receives in a turn is joined as far as it matches, in the order of arrival, and never waits for
-//! more. Without USO each datagram leaves by itself.
+//! A device with USO takes datagrams of one length and origin as one super-datagram, for the price of a single write.
+//! So what one session receives in an iteration is joined as far as it matches, in the order of arrival, and never
+//! waits for more. Without USO each datagram leaves by itself.
 
 use std::io;
 use std::net::SocketAddr;
