@@ -94,7 +94,7 @@ lock: $(VENV)/made  ## write constraints.txt anew with the newest versions of ev
 	env -u PIP_CONSTRAINT $(VENV)-lock/bin/python -m pip install --quiet --upgrade pip maturin
 	env -u PIP_CONSTRAINT $(VENV)-lock/bin/python -m pip install --quiet --group dev \
 	  $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])')
-	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude setuptools; } > $(VENV)-lock/constraints.txt
+	{ sed -n '/^#/p' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --route-exclude setuptools; } > $(VENV)-lock/constraints.txt
 	mv $(VENV)-lock/constraints.txt constraints.txt
 	rm -r $(VENV)-lock
 

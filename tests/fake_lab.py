@@ -78,7 +78,7 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
     draw = random.Random(f"{spec['seed']}/{spec['phase']}")
     noise = lambda: draw.gauss(1.0, 0.02)  # noqa: E731
     seconds = spec["seconds"]
-    rate = {"load": spec["rate_pps"], "capacity": 2e6 * noise(), "null": 8e6}[spec["phase"]]
+    rate = {"load": spec["rate_pps"], "capacity": 2e6 * noise(), "generator_selftest": 8e6}[spec["phase"]]
     offered = int(rate * seconds)
     stages = {name: {"ns": int(1_000 * cost * noise()), "samples": 1_000} for name, cost in STAGES.items()}
     return {
@@ -94,8 +94,8 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "lost_by_reason": {},
         "invalid": None,
         "latency": distribution(3_000 * noise()),
-        "quiet": distribution(2_900 * noise()),
-        "service": distribution(SERVICE_NS * noise()),
+        "undisturbed": distribution(2_900 * noise()),
+        "service_time": distribution(SERVICE_NS * noise()),
         "upstream_wait": None,
         "bytes_offered": offered * 140,
         "payload_offered": offered * 100,
@@ -105,15 +105,15 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "connections_closed": 100,
         "connections_refused": 0,
         "pool": {
-            "alloc": offered,
-            "free": offered,
-            "pool_miss": 5,
-            "pool_miss_steady": 0,
-            "slabs_ahead": 3,
-            "slabs_ahead_steady": 0,
-            "bytes_heap": 10_240,
-            "bytes_heap_peak": 10_240,
-            "bytes_live_after_drain": 0,
+            "buffers_allocated": offered,
+            "buffers_freed": offered,
+            "pool_grow_stalls": 5,
+            "pool_grow_stalls_after_warmup": 0,
+            "preallocated_slabs": 3,
+            "preallocated_slabs_after_warmup": 0,
+            "heap_bytes": 10_240,
+            "heap_peak_bytes": 10_240,
+            "live_bytes_after_drain": 0,
             "lock_wait_ns": 0,
             "refused": 0,
         },
@@ -131,7 +131,7 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
             "max_wall_ns": 900_000,
             "max_on_cpu_ns": int(100_000 * noise()),
             "max_off_cpu_ns": 800_000,
-            "alarms": [],
+            "stalls": [],
             "hist": distribution(2_000 * noise()),
         },
         "cpu": {

@@ -292,7 +292,7 @@ from t2s import Tunnel, open_tun
 fd, name, mtu = open_tun("t2sy")
 for words in (["address", "add", "10.9.9.1/32", "dev", name], ["route", "add", sys.argv[1], "dev", name]):
     subprocess.run(["ip", *words], check=True, timeout=10)
-with Tunnel("direct://", tun_fd=fd, offload="off", mark=1) as tunnel:
+with Tunnel("direct://", tun_fd=fd, offload="off", fwmark=1) as tunnel:
     subprocess.run([sys.executable, *sys.argv[2:]], check=True, stdout=subprocess.DEVNULL, timeout=30)
     print(json.dumps([mtu, tunnel.stats()["packets_in"]]))
 """

@@ -32,7 +32,7 @@ def typers(words):
 
 
 SPELLED = [
-    ["--proxy", "socks5://h", "--mtu", "1500", "--no-up", "--stats=0.5", "--config", "a/b.toml"],
+    ["--proxy", "socks5://h", "--mtu", "1500", "--no-up", "--stats-interval=0.5", "--config", "a/b.toml"],
     ["--proxy="],
     ["--up", "--icmp-echo", "--queues", "007"],
 ]
@@ -44,7 +44,7 @@ LEFT_TO_TYPER = [
     ["--mtu", "1_0"],
     ["--mtu", "-1"],
     ["--mtu", "٣"],
-    ["--stats", "1e3"],
+    ["--stats-interval", "1e3"],
     ["--up=1"],
     ["--mtu", "1", "--mtu", "2"],
     ["--prox", "x"],
@@ -94,10 +94,10 @@ def test_kinds_that_it_does_not_know():
         command.__annotations__ = {"value": annotation}
         assert parse(command, []) is None
 
-    def many(value: Annotated[list[str] | None, typer.Option("--exclude", "-x")] = None):
+    def many(value: Annotated[list[str] | None, typer.Option("--route-exclude", "-x")] = None):
         """Do nothing."""
 
-    assert parse(many, ["-x", "a", "--exclude=b"]) == {"value": ["a", "b"]}
+    assert parse(many, ["-x", "a", "--route-exclude=b"]) == {"value": ["a", "b"]}
 
 
 def test_the_tunnel_loads_no_heavy_library():

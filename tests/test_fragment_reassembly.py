@@ -72,7 +72,7 @@ def test_any_order_and_repetition_gives_the_datagram_once(case, data):
     assert whole == [ip_packet(version, payload)] or version == 4
     assert payload_of(whole[0]) == payload
     assert table.stats()["completed"] == 1
-    assert (table.stats()["bytes"], table.stats()["datagrams"], pool.stats()["bytes_live"]) == (0, 0, 0)
+    assert (table.stats()["bytes"], table.stats()["datagrams"], pool.stats()["live_bytes"]) == (0, 0, 0)
 
 
 @given(case=cut_datagrams(), data=st.data())
@@ -100,7 +100,7 @@ def test_an_overlap_ends_its_datagram(case, data):
     for part in (forged, parts[last], *data.draw(st.permutations(parts))):
         with pytest.raises(PacketError, match=r"fragment_overlap|fragment_bad"):
             table.handle(part)
-    assert (table.stats()["completed"], table.stats()["bytes"], pool.stats()["bytes_live"]) == (0, 0, 0)
+    assert (table.stats()["completed"], table.stats()["bytes"], pool.stats()["live_bytes"]) == (0, 0, 0)
 
 
 @given(
@@ -123,9 +123,9 @@ def test_caps_are_never_exceeded(cases, total_bytes, datagrams, fragments, data)
         stats = table.stats()
         assert stats["bytes"] <= stats["bytes_peak"] <= total_bytes
         assert stats["datagrams"] <= datagrams
-        assert pool.stats()["bytes_live"] == stats["bytes"]
+        assert pool.stats()["live_bytes"] == stats["bytes"]
     table.clear()
-    assert pool.stats()["bytes_live"] == 0
+    assert pool.stats()["live_bytes"] == 0
 
 
 @given(version=VERSIONS, payload=st.binary(min_size=8, max_size=9000), mtu=st.integers(1280, 9000), data=st.data())
@@ -185,7 +185,7 @@ def test_what_is_refused_leaves_nothing(version, payload, offset, more):
         return
     with pytest.raises(PacketError, match=r"fragment_bad|truncated|bad_length"):
         table.handle(ip_packet(version, payload, ident=5, offset=offset, more=more))
-    assert (table.stats()["bytes"], pool.stats()["bytes_live"]) == (0, 0)
+    assert (table.stats()["bytes"], pool.stats()["live_bytes"]) == (0, 0)
     assert sum(table.stats()["drops"].values()) == 1
 
 

@@ -54,7 +54,12 @@ def test_what_is_forgotten_comes_back():
     for _ in range(100):
         pool.alloc(9000)
     stats = pool.stats()
-    assert (stats["alloc"], stats["free"], stats["bytes_live"], stats["buffers_live"]) == (100, 100, 0, 0)
+    assert (stats["buffers_allocated"], stats["buffers_freed"], stats["live_bytes"], stats["live_buffers"]) == (
+        100,
+        100,
+        0,
+        0,
+    )
 
 
 def test_the_ceiling_refuses_and_counts():
@@ -68,7 +73,7 @@ def test_the_ceiling_refuses_and_counts():
         fill()
     stats = pool.stats()
     assert stats["refused"] == 1
-    assert stats["bytes_live"] == 2048 * len(held) <= stats["bytes_heap"] <= 4 << 20
+    assert stats["live_bytes"] == 2048 * len(held) <= stats["heap_bytes"] <= 4 << 20
     held.pop().free()
     pool.alloc(2048)
 
@@ -82,12 +87,12 @@ def test_beyond_the_largest_class(size, headroom):
 def test_memory_is_given_back():
     pool = MemoryPool()
     held = [pool.alloc(60_000) for _ in range(200)]
-    high = pool.stats()["bytes_heap"]
+    high = pool.stats()["heap_bytes"]
     for buffer in held:
         buffer.free()
     for _ in range(3):
         pool.give_back()
-    assert pool.stats()["bytes_heap"] < high / 4
+    assert pool.stats()["heap_bytes"] < high / 4
 
 
 def test_threads_share_a_pool():
@@ -104,8 +109,8 @@ def test_threads_share_a_pool():
         thread.start()
     for thread in threads:
         thread.join()
-    assert pool.stats()["bytes_live"] == 0
-    assert pool.stats()["alloc"] == pool.stats()["free"] == 8000
+    assert pool.stats()["live_bytes"] == 0
+    assert pool.stats()["buffers_allocated"] == pool.stats()["buffers_freed"] == 8000
 
 
 class Twin(RuleBasedStateMachine):
@@ -142,9 +147,9 @@ class Twin(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         stats = self.pool.stats()
-        assert stats["bytes_live"] == sum(buffer.capacity for buffer, _ in self.held)
-        assert (stats["buffers_live"], stats["alloc"]) == (len(self.held), self.allocated)
-        assert stats["alloc"] - stats["free"] == len(self.held)
+        assert stats["live_bytes"] == sum(buffer.capacity for buffer, _ in self.held)
+        assert (stats["live_buffers"], stats["buffers_allocated"]) == (len(self.held), self.allocated)
+        assert stats["buffers_allocated"] - stats["buffers_freed"] == len(self.held)
 
 
 TestTwin = Twin.TestCase

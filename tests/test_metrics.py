@@ -70,7 +70,7 @@ def running(**settings):
         ours.send(udp(5_000, 4_002, b"12345678"))
         assert eventually(tunnel.stats, lambda now: now["bytes_down"] >= 5 and now["sessions"] == 1)["flows"] == 1
         yield tunnel
-    assert (tunnel.stats()["pool_bytes_live"], tunnel.stats()["flows"]) == (0, 0)
+    assert (tunnel.stats()["pool_live_bytes"], tunnel.stats()["flows"]) == (0, 0)
 
 
 def page(tunnel):
@@ -123,9 +123,9 @@ def test_figures_are_those_of_the_traffic():
     assert told["t2s_udp_sessions", ()] == 1
     assert told["t2s_dials_total", ()] == 2
     assert told["t2s_dial_failures_total", (("cause", "refused"), ("socks_code", "5"))] == 1
-    assert told["t2s_drops_total", (("reason", "bad_version"),)] == 1
+    assert told["t2s_packets_dropped_total", (("reason", "bad_version"),)] == 1
     assert told["t2s_pool_live_bytes", ()] >= 0
-    assert told["t2s_info", (("version", t2s.__version__),)] == 1
+    assert told["t2s_build_info", (("version", t2s.__version__),)] == 1
 
 
 def test_histograms_are_whole():

@@ -44,7 +44,7 @@ def test_the_unit_runs_a_command_that_exists():
     assert (Path(program).name, command) == ("t2s", "run")
     assert parse(cli_tunnel.run, flags) == {"config": Path("/etc/t2s/t2s.toml")}
     assert service["ExecReload"].split()[1] == "-HUP"
-    assert int(service["TimeoutStopSec"]) > 2, "more than the grace time"
+    assert int(service["TimeoutStopSec"]) > 2, "more than the shutdown timeout"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -76,7 +76,7 @@ def test_the_rights_of_the_unit_are_enough(tmp_path):
     with (
         room() as world,
         world.process(
-            [*lower, *T2S, "run", "--proxy", "direct://", "--mark", "7", "--tun", "u0"], tmp_path / "log"
+            [*lower, *T2S, "run", "--proxy", "direct://", "--fwmark", "7", "--tun", "u0"], tmp_path / "log"
         ) as child,
     ):
         world.until(lambda: world.has_device("u0") or child.poll() is not None, "no device", tmp_path / "log")

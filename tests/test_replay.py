@@ -107,7 +107,7 @@ def test_every_datagram_is_delivered_as_captured(packets: list[Packet], replay: 
 
 
 def test_nothing_is_broken_lost_or_left(replay: t2s.Replay) -> None:
-    assert (replay.corrupt, replay.bytes_live, replay.lowered_acks, replay.midway) == (0, 0, 0, 0)
+    assert (replay.corrupt, replay.live_bytes, replay.lowered_acks, replay.midway) == (0, 0, 0, 0)
     assert replay.packets > 1_400
     # What has no effect has a name: packets from unspecified or to group addresses, and repeated segments.
     drops = {reason: count for reason, count in replay.stats["drops"].items() if count}

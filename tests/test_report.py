@@ -44,8 +44,8 @@ def slow_reassembly(spec, tree):
     if spec["scenario"] == "fragmented_tcp":
         tree["stages"]["reassembly"]["ns"] += 500_000
         tree["latency"]["p99"] *= 5
-        tree["quiet"]["p99"] *= 5
-        tree["service"]["mean"] += 500
+        tree["undisturbed"]["p99"] *= 5
+        tree["service_time"]["mean"] += 500
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,15 @@ from t2s.routes import RouteSettings, is_here
 from t2s.settings import load
 
 CLIENT, SERVER = f"t2s-rc-{os.getpid()}", f"t2s-rs-{os.getpid()}"
-NONE = {"mark": None, "exclude": (), "addresses": (), "families": "both", "force": False}
+NONE = {"fwmark": None, "exclude": (), "addresses": (), "families": "both", "force": False}
 
 
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({"mark": 0}, "mark: 0"),
-        ({"exclude": ["10.0.0.1/8"]}, "exclude: 10.0.0.1/8 has host bits set"),
-        ({"exclude": ["example.org"]}, "exclude: 'example.org'"),
+        ({"fwmark": 0}, "fwmark: 0"),
+        ({"exclude": ["10.0.0.1/8"]}, "route_exclude: 10.0.0.1/8 has host bits set"),
+        ({"exclude": ["example.org"]}, "route_exclude: 'example.org'"),
         ({"addresses": ["10.0.0.300"]}, "address: '10.0.0.300'"),
         ({"addresses": ["10.0.0.1", "10.0.0.2/30"]}, "are both IPv4"),
     ],
@@ -49,7 +49,7 @@ def test_routes_that_cannot_be(keys, told):
 def test_an_address_replaces_the_default_of_its_family():
     settings = RouteSettings.read(**(NONE | {"addresses": ["10.7.0.1/30"]}))
     assert sorted(map(str, settings.addresses)) == ["10.7.0.1/30", routes.ADDRESSES[1]]
-    assert (settings.mark, settings.carries(socket.AF_INET6)) == (routes.MARK, True)
+    assert (settings.fwmark, settings.carries(socket.AF_INET6)) == (routes.FWMARK, True)
     assert not RouteSettings.read(**(NONE | {"families": "ipv4"})).carries(socket.AF_INET6)
 
 
@@ -66,18 +66,19 @@ def test_rules_end_in_the_tunnel_after_all_exceptions(family):
     assert {rule["goto"] for rule in jumps} == {rules[0]["priority"]}
     own = {"192.0.2.7", "10.0.0.0"} if family == socket.AF_INET else {"2001:db8::7", "2001:db8::"}
     assert own <= {rule["dst"] for rule in jumps if "dst" in rule}
-    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [routes.MARK]
+    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [routes.FWMARK]
 
 
 def test_settings_of_routes(tmp_path):
     file = tmp_path / "t2s.toml"
-    file.write_text('proxy = "direct://"\nauto_route = true\nexclude = ["10.0.0.0/8"]\n', encoding="utf-8")
+    file.write_text('proxy = "direct://"\nauto_route = true\nroute_exclude = ["10.0.0.0/8"]\n', encoding="utf-8")
     found = load({}, file, {})
-    assert (found.tunnel.mark, [str(item) for item in found.routes.exclude]) == (routes.MARK, ["10.0.0.0/8"])
-    assert load({"mark": 5}, file, {}).tunnel.mark == 5
+    assert (found.tunnel.fwmark, [str(item) for item in found.routes.exclude]) == (routes.FWMARK, ["10.0.0.0/8"])
+    assert load({"fwmark": 5}, file, {}).tunnel.fwmark == 5
     found = load({"auto_route": False}, file, {})
-    assert (found.routes, found.tunnel.mark) == (None, None)
-    for key, value in {"exclude": ["10.0.0.0/8"], "address": ["10.0.0.1"], "families": "ipv4", "force": True}.items():
+    assert (found.routes, found.tunnel.fwmark) == (None, None)
+    needless = {"route_exclude": ["10.0.0.0/8"], "address": ["10.0.0.1"], "families": "ipv4", "force": True}
+    for key, value in needless.items():
         with pytest.raises(ConfigError, match=f"{key}: needs auto_route"):
             load({"proxy": "direct://", key: value}, None, {})
     with pytest.raises(ConfigError, match='did you mean "ipv6"'):
@@ -85,10 +86,11 @@ def test_settings_of_routes(tmp_path):
     for proxy in ("socks5://127.0.0.1:9050", "socks5://a:b@localhost", "http://0.0.0.0:8080"):
         with pytest.raises(ConfigError, match="the proxy is on this machine"):
             load({"proxy": proxy, "auto_route": True}, None, {})
-        assert load({"proxy": proxy, "auto_route": True, "exclude": ["192.0.2.0/24"]}, None, {}).routes is not None
+        given = {"proxy": proxy, "auto_route": True, "route_exclude": ["192.0.2.0/24"]}
+        assert load(given, None, {}).routes is not None
     assert not any(map(is_here, ("direct://", "socks5://192.0.2.1:1080", "socks5://proxy.example:1080")))
-    file.write_text('proxy = "direct://"\nexclude = [10]\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=":2: exclude: must be a list of strings"):
+    file.write_text('proxy = "direct://"\nroute_exclude = [10]\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=":2: route_exclude: must be a list of strings"):
         load({}, file, {})
 
 
@@ -303,7 +305,7 @@ def tunnel(folder, *arguments, proxy=f"socks5://{PROXY}", env=None):
     """Run `t2s run --auto-route` in the client's namespace."""
     log = folder / "run.log"
     flags = ["--proxy", proxy, "--credentials-file", str(folder / "credentials"), "--tun", "t2s0", "--auto-route"]
-    with process(CLIENT, [*T2S, "run", *flags, "--grace", "0.1", *arguments], log, env) as child:
+    with process(CLIENT, [*T2S, "run", *flags, "--shutdown-timeout", "0.1", *arguments], log, env) as child:
         until(
             lambda: child.poll() is not None or "all traffic goes" in log.read_text(encoding="utf-8"), "no routes", log
         )
@@ -342,7 +344,7 @@ class TestInNamespaces:
 
     @pytest.mark.parametrize("proxy", [f"socks5://{PROXY}", "direct://"])
     def test_all_but_what_is_excluded_goes_through_the_tunnel(self, world, proxy):
-        excluded = [flag for address in OTHERS.values() for flag in ("--exclude", address)]
+        excluded = [flag for address in OTHERS.values() for flag in ("--route-exclude", address)]
         with (
             running(world, *excluded, proxy=proxy),
             watching(CLIENT, "t2s0", world / "tun.log") as into,
@@ -529,7 +531,7 @@ class TestInNamespaces:
                 assert f"would be cut: {TARGETS['v4']} to port 2223" in log.read_text(encoding="utf-8")
                 assert put_in_place() == []
             assert alive("after the refusal")
-            with running(world, "--exclude", f"{TARGETS['v4']}/32"):
+            with running(world, "--route-exclude", f"{TARGETS['v4']}/32"):
                 assert alive("while it is excluded")
             with running(world, "--force") as (_, log):
                 until(says(log, f"cut, as --force says: {TARGETS['v4']} to port 2223"), "no warning", log)
@@ -568,7 +570,7 @@ class TestInNamespaces:
 
         with running(world, "--user", "nobody", "--queues", "2") as (child, log):
             seen = list(status(child.pid, "Uid", "CapPrm", "CapEff", "CapInh", "CapAmb", "NoNewPrivs"))
-            assert len(seen) >= 4, "main, two workers and the guide"
+            assert len(seen) >= 4, "main, two workers and the probe"
             for user, permitted, effective, inheritable, ambient, barred in seen:
                 assert (user, barred) == (["65534"] * 4, ["1"])
                 # CAP_NET_RAW, for the mark.
@@ -589,7 +591,7 @@ class TestInNamespaces:
                 for thread in Path(f"/proc/{child.pid}/task").iterdir():
                     text = (thread / "status").read_text(encoding="utf-8")
                     names[(thread / "comm").read_text(encoding="utf-8").strip()] = "CapEff:\t0000000000000000" in text
-                return names.get("t2s-worker-0") and names.get("t2s-guide")
+                return names.get("t2s-worker-0") and names.get("t2s-probe")
 
             until(confined, "threads with capabilities", log)
 

@@ -37,7 +37,7 @@ def test_rounds_are_interleaved_and_shuffled_by_the_seed():
 
 def test_self_tests_come_first_and_the_soak_last_and_once():
     steps = plan(short())
-    assert [step.phase for step in steps[:8]] == ["null"] * 8
+    assert [step.phase for step in steps[:8]] == ["generator_selftest"] * 8
     last = steps[-1]
     assert (last.scenario, last.phase, last.spec["seconds"]) == ("soak_mixed", "load", 1.0)
     assert sum(step.scenario == "soak_mixed" and step.phase == "load" for step in steps) == 1
@@ -45,7 +45,7 @@ def test_self_tests_come_first_and_the_soak_last_and_once():
 
 
 def test_the_baseline_runs_for_a_moment_right_before_each_round():
-    steps = plan(short(rounds=4, beside_seconds=0.1))
+    steps = plan(short(rounds=4, paired_baseline_seconds=0.1))
     for at, step in enumerate(steps):
         if step.phase == "load" and step.scenario not in {"high_pps_small_pkt", "soak_mixed"}:
             moment = steps[at - 1]
@@ -53,13 +53,13 @@ def test_the_baseline_runs_for_a_moment_right_before_each_round():
             assert (moment.spec["scenario"], moment.spec["phase"]) == ("high_pps_small_pkt", "load")
             assert moment.spec["seconds"] == 0.1
     assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "beside")
-    assert not any(step.phase == "beside" for step in plan(short(beside_seconds=0.0)))
+    assert not any(step.phase == "beside" for step in plan(short(paired_baseline_seconds=0.0)))
     variants = [Variant(), Variant("off", Settings(pool_cache=0))]
     assert not any(step.phase in {"beside", "sample"} for step in plan(short(), variants))
 
 
 def test_a_soak_is_sampled_in_each_round_beside_the_baseline():
-    steps = plan(short(rounds=3, beside_seconds=0.1, sample_seconds=0.4))
+    steps = plan(short(rounds=3, paired_baseline_seconds=0.1, soak_probe_seconds=0.4))
     samples = [(at, step) for at, step in enumerate(steps) if step.phase == "sample"]
     assert [step.round for _, step in samples] == [0, 1, 2]
     for at, step in samples:
@@ -70,7 +70,7 @@ def test_a_soak_is_sampled_in_each_round_beside_the_baseline():
             "beside",
             step.round,
         )
-    for without in (short(sample_seconds=0.0), short(beside_seconds=0.0)):
+    for without in (short(soak_probe_seconds=0.0), short(paired_baseline_seconds=0.0)):
         assert not any(step.phase in {"sample", "beside"} and step.scenario == "soak_mixed" for step in plan(without))
 
 
@@ -101,7 +101,7 @@ def test_a_run_has_a_row_a_round_and_all_columns():
     first = results.summary.row(0, named=True)
     assert first["scenario"] == "high_pps_small_pkt"
     assert first["latency_p99_ns"] == results.histogram("high_pps_small_pkt", "latency").percentile(99.0)
-    assert first["alloc"] == first["free"] > 0
+    assert first["buffers_allocated"] == first["buffers_freed"] > 0
     assert first["null_pps"] == 8e6
     assert first["generator_bound"] is None
     assert not results.interrupted
@@ -109,7 +109,7 @@ def test_a_run_has_a_row_a_round_and_all_columns():
 
 def test_a_weak_generator_is_labelled():
     def change(spec, tree):
-        if spec["phase"] == "null":
+        if spec["phase"] == "generator_selftest":
             tree["offered"] = int(1.5 * spec["rate_pps"] * spec["seconds"])
 
     results = run_scenarios(short(), make_lab=fake_labs(change))
@@ -165,7 +165,7 @@ def test_a_lab_that_fails_is_told_with_its_phase():
         def result(self):
             raise LabError("no thread")
 
-    with pytest.raises(LabError, match="high_pps_small_pkt, null phase: no thread"):
+    with pytest.raises(LabError, match="high_pps_small_pkt, generator_selftest phase: no thread"):
         run_scenarios(short(), make_lab=Broken)
 
     class Garbage(FakeLab):

@@ -201,7 +201,7 @@ def test_specs_layer_settings_and_phases():
 def test_the_compiled_lab_takes_every_shipped_phase():
     file = load_scenarios(SHIPPED)
     for scenario in file.scenario:
-        for phase in ("load", "capacity", "null"):
+        for phase in ("load", "capacity", "generator_selftest"):
             Lab(json.dumps(phase_spec(file, scenario, phase, 0)))
 
 

@@ -137,7 +137,7 @@ def assert_empty(stack, pool):
     stats = stack.stats()
     assert (stats["flows"], stats["sessions"], stats["buffered"], stats["timers"]) == (0, 0, 0, 0)
     assert (stats["reassembly_bytes"], stats["fragment_bytes"], stack.next_timeout_ns) == (0, 0, None)
-    assert pool.stats()["bytes_live"] == 0
+    assert pool.stats()["live_bytes"] == 0
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,14 @@ def test_idle_flows_end():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mtu": 60}, {"accept": "late"}, {"congestion": "vegas"}, {"checksum": "mmx"}, {"reassembly": ""}, {"dns": "lax"}],
+    [
+        {"mtu": 60},
+        {"syn_ack": "late"},
+        {"congestion": "vegas"},
+        {"checksum": "mmx"},
+        {"reassembly": ""},
+        {"dns": "lax"},
+    ],
 )
 def test_impossible_settings(wrong):
     with pytest.raises(ConfigError, match=r"choose one of|at least"):

@@ -73,7 +73,7 @@ def test_caps_are_never_exceeded_and_refusals_change_nothing(case, isn, flow_byt
         assert stream.insert(stream.next_seq, data[len(out) :]) == len(data) - len(out)
         assert out + stream.pop() == data
     stream.clear()
-    assert pool.stats()["bytes_live"] == 0
+    assert pool.stats()["live_bytes"] == 0
 
 
 @given(

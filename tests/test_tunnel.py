@@ -84,13 +84,13 @@ def test_flags_of_exec_are_keys_too():
         ({"proxy": "direct://", "queues": "two"}, "queues: must be a whole number, not 'two'"),
         ({"proxy": "direct://", "queues": True}, "queues: must be a whole number"),
         ({"proxy": "direct://", "up": 1}, "up: must be true or false"),
-        ({"proxy": "direct://", "accept": "defered"}, 'did you mean "deferred"'),
+        ({"proxy": "direct://", "syn_ack": "after-conect"}, 'did you mean "after-connect"'),
         ({"proxy": "direct://", "dns": "doh"}, "none of direct, over-tcp, fake-ip"),
         ({"proxy": "direct://", "dns": "fake_ip"}, 'did you mean "fake-ip"'),
         ({"proxy": "direct://", "dns": "fake-ip"}, "dns: fake-ip needs a proxy that resolves names"),
         ({"proxy": "http://h", "dns": "fake-ip", "fake_ip_v4": "off", "fake_ip_v6": ""}, "fake-ip needs a range"),
         ({"proxy": "http://h", "fake_ip_v4": "fc00::/18"}, 'fake_ip_v4: "fc00::/18" is not an IPv4 range'),
-        ({"proxy": "http://h", "dns": "fake-ip", "dns_address": "x"}, 'dns_address: "x" is no IP address'),
+        ({"proxy": "http://h", "dns": "fake-ip", "dns_listen": "x"}, 'dns_listen: "x" is no IP address'),
         ({"proxy": "direct://", "dns_hijack": True}, "dns_hijack: needs dns_server"),
         ({"proxy": "direct://", "dns_hijack": 1}, "dns_hijack: must be true or false"),
         ({"proxy": "direct://", "dns_hijack": True, "dns_server": "dns.example"}, 'dns_server: "dns.example" is'),
@@ -163,9 +163,14 @@ def test_the_file_names_line_and_nearest_key(file):
 
 
 def test_flags_outweigh_environment_outweighs_file(file):
-    path = file('proxy = "socks5://file"\nmtu = 1400\nstats = 5\nusername = "u"\npassword = "p"\n')
+    path = file('proxy = "socks5://file"\nmtu = 1400\nstats_interval = 5\nusername = "u"\npassword = "p"\n')
     found = load({}, path, {})
-    assert (found.tunnel.proxy, found.tunnel.mtu, found.stats, found.grace) == ("socks5://file", 1400, 5, 2.0)
+    assert (found.tunnel.proxy, found.tunnel.mtu, found.stats_interval, found.shutdown_timeout) == (
+        "socks5://file",
+        1400,
+        5,
+        2.0,
+    )
     found = load({"mtu": 1500}, path, {"T2S_PROXY": "socks5://environ", "T2S_PASSWORD": "q"})
     assert (found.tunnel.proxy, found.tunnel.mtu) == ("socks5://environ", 1500)
     assert (found.tunnel.username, found.tunnel.password) == ("u", "q")
@@ -188,7 +193,7 @@ def test_credentials_from_a_file(tmp_path):
 
 def test_exit_codes_of_what_does_not_start():
     assert "no proxy" in run(env={"T2S_PROXY": ""}).output
-    assert run("--proxy", "direct://", "--stats", "0").exit_code == 2
+    assert run("--proxy", "direct://", "--stats-interval", "0").exit_code == 2
     assert run("--proxy", "direct://", "--tun-fd", "99999").exit_code == 1
     for arguments in (["--listen", "nonsense"], ["--listen", "192.0.2.1:1"]):
         result = CliRunner().invoke(app, ["proxy", *arguments])
@@ -212,7 +217,7 @@ def test_counters_in_a_file_are_whole_and_its_trouble_is_named(tmp_path):
 
 def test_a_summary_says_rates():
     zero = {"bytes_up": 0, "bytes_down": 0, "flows": 1, "flows_opened": 2, "sessions": 3, "datagrams_up": 4}
-    zero |= {"datagrams_down": 5, "drops": {"bad_version": 6}, "dial_failures": {}}
+    zero |= {"datagrams_down": 5, "packets_dropped": {"bad_version": 6}, "dial_failures": {}}
     line = cli_tunnel.summary(zero | {"bytes_down": 10_000_000}, zero, 2.0, 9.0)
     assert "9 s: 1 flows (2 opened, 0 not connected), 3 UDP sessions" in line
     assert "down 10.0 MB (40.0 Mbit/s)" in line

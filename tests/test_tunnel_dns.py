@@ -239,7 +239,7 @@ from dns_peers import ask
 polars.DataFrame(dict(a=[1]))
 def count():
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
-settings = dict(tun="py0", dns="fake-ip", fake_ip_v4="10.99.0.0/29", fake_ip_v6="off", dns_address="10.99.0.6")
+settings = dict(tun="py0", dns="fake-ip", fake_ip_v4="10.99.0.0/29", fake_ip_v6="off", dns_listen="10.99.0.6")
 before = None
 for _ in range(3):
     with t2s.Tunnel("{SOCKS}", **settings) as tunnel:
@@ -266,7 +266,7 @@ for _ in range(3):
         assert {{key: stats[key] for key in wanted}} == wanted, stats
         assert stats["fake_unknown"] >= 1 and stats["dns_queries"] >= 21, stats
     stats = tunnel.stats()
-    assert (stats["pool_bytes_live"], stats["flows"]) == (0, 0), stats
+    assert (stats["pool_live_bytes"], stats["flows"]) == (0, 0), stats
     for _ in range(50):  # a joined thread stands in /proc for a moment longer
         if count() == before:
             break

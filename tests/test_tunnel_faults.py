@@ -280,7 +280,7 @@ def test_at_the_limit_the_flow_that_was_idle_longest_makes_room(place):
         assert json.loads(row.stdout.readline()) == [0]
         tunnel.until(lambda now: now["flows_evicted"] == 1, "not counted")
         # Until the oldest had been idle for long enough, the newcomer's SYNs were dropped, and counted.
-        assert tunnel.stats()["drops"]["flow_table_full"] > 0
+        assert tunnel.stats()["packets_dropped"]["flow_table_full"] > 0
 
 
 def test_at_the_limit_the_oldest_session_makes_room(place):
@@ -295,7 +295,7 @@ def test_a_flood_of_syns_is_bounded_and_passes(place):
     with place.tunnel("t2s-flood", *flags, proxy=socks("by_target")) as tunnel:
         until(lambda: "UDP: unknown" in tunnel.text(), "the proxy is not known yet", tunnel.log)
         place.ask("flood", "10.204.0.1", V4, faulty.HANGS, count)
-        tunnel.until(lambda now: now["drops"].get("pending_full", 0) > 0, "nothing was refused")
+        tunnel.until(lambda now: now["packets_dropped"].get("pending_full", 0) > 0, "nothing was refused")
         assert 0 < tunnel.stats()["pending"] <= limit
         tunnel.until(lambda now: now["flows"] == 0, "flows stay")
         now = tunnel.stats()

@@ -71,10 +71,10 @@ def test_an_unreachable_host_is_unreachable(place, running, version):
     assert place.ask("reach", NOWHERE[version], PORT) == "EHOSTUNREACH"
 
 
-@pytest.mark.parametrize(("grace", "signals", "code"), [("0.2", 1, 0), ("60", 2, -signal.SIGTERM)])
-def test_signals_end_it_under_load_and_leave_no_device(place, grace, signals, code):
-    """One signal resets what the grace time does not end; two end the process at once."""
-    flags = ["--grace", grace, "--queues", 2]
+@pytest.mark.parametrize(("timeout", "signals", "code"), [("0.2", 1, 0), ("60", 2, -signal.SIGTERM)])
+def test_signals_end_it_under_load_and_leave_no_device(place, timeout, signals, code):
+    """One signal resets what the shutdown timeout does not end; two end the process at once."""
+    flags = ["--shutdown-timeout", timeout, "--queues", 2]
     with (
         place.tunnel("t2s-signal", *flags, ends=False) as tunnel,
         place.asking("download", TARGETS["v4"], PORT, 10**12) as load,
@@ -89,7 +89,7 @@ def test_signals_end_it_under_load_and_leave_no_device(place, grace, signals, co
         if signals == 1:
             assert load.wait(5) != 0, "its connection was reset"
             last = tunnel.stats()
-            assert (last["flows"], last["sessions"], last["pool_bytes_live"]) == (0, 0, 0), last
+            assert (last["flows"], last["sessions"], last["pool_live_bytes"]) == (0, 0, 0), last
 
 
 def test_a_wrong_password_connects_nobody(place):
@@ -127,7 +127,7 @@ for _ in range(3):
         assert a.stats()["dials_done"] == 1
         assert not a.wait(0.01)
     assert (a.running, a.wait(0)) == (False, True)
-    assert a.stats()["pool_bytes_live"] == 0
+    assert a.stats()["pool_live_bytes"] == 0
     for _ in range(50):  # a joined thread stands in /proc for a moment longer
         if count() == before:
             break

@@ -54,7 +54,7 @@ def verdict(rule, change=None, scenario="other", **run):
 def with_soak(run=""):
     """Return the file with a scenario that is a soak, the baseline beside each round, and more keys of `[run]`."""
     scenario = '[[scenario]]\nname = "soak"\nsoak = true\nrate_pps = 1000\ncomponents = [{ kind = "udp" }]\n'
-    text = FILE.replace("[[scenario]]", f"beside_seconds = 0.1\n{run}\n[[scenario]]", 1)
+    text = FILE.replace("[[scenario]]", f"paired_baseline_seconds = 0.1\n{run}\n[[scenario]]", 1)
     return text.replace("[[threshold]]", scenario + "[[threshold]]", 1)
 
 
@@ -116,7 +116,7 @@ def test_the_baseline_beside_a_round_is_what_the_round_is_held_against():
         tree["latency"]["p99"] = 3_000 if spec["scenario"] == "other" else 1_000 if beside else 9_000
 
     assert verdict(P99, change).status is Status.PASS
-    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\n[[scenario]]", 1) + P99
+    text = FILE.replace("[[scenario]]", "paired_baseline_seconds = 0.1\n[[scenario]]", 1) + P99
     results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change))
     found = next(v for v in results.verdicts.verdicts if v.scenario == "other")
     assert found.status is Status.FAIL
@@ -180,7 +180,7 @@ def test_a_round_is_held_against_the_baseline_before_and_after_it():
             begun.append(spec)
         tree["latency"]["p99"] = 1_000 if spec["scenario"] == "other" else 1_600 / 4 ** len(begun)
 
-    text = FILE.replace("[[scenario]]", "beside_seconds = 0.1\n[[scenario]]", 1) + P99
+    text = FILE.replace("[[scenario]]", "paired_baseline_seconds = 0.1\n[[scenario]]", 1) + P99
     results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change))
     found = results.beside("other", "latency_p99_ns")
     assert [found[at] for at in range(5)] == [200.0, 50.0, 12.5, 3.125, 1.5625]
@@ -210,12 +210,12 @@ def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples()
         if "slice_seconds" in spec:
             tree["latency_slices"] = [{"p99": 2_500 if at < 30 else 900} for at in range(40)]
 
-    text = with_soak("sample_seconds = 0.2\nsoak_seconds = 80.0")
+    text = with_soak("soak_probe_seconds = 0.2\nsoak_seconds = 80.0")
     results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
     found = results.verdicts.of("soak")[0]
     assert (found.status, found.measured, found.limit, found.rounds) == (Status.PASS, 1_700, 2_000, 5)
     assert list(results.samples("soak", "latency_p99_ns").values()) == [1_700] * 5
-    assert not results.samples("soak", "goodput_share"), "that is about the whole of it"
+    assert not results.samples("soak", "goodput_ratio"), "that is about the whole of it"
     assert len(results.values("soak", "latency_p99_ns")) == 40
     alone = run_scenarios(parse_scenarios(text + 'fail_if = "latency_p99_ns > 2_000"'), make_lab=fake_labs(change))
     assert alone.verdicts.of("soak")[0].status is Status.FAIL, "by itself it is judged by its slices"
@@ -243,7 +243,7 @@ def test_samples_decide_if_there_are_enough_and_the_soak_gets_no_slower(rounds, 
         if "slice_seconds" in spec:
             tree["latency_slices"] = [{"p99": 2_600 if at < 30 else late} for at in range(40)]
 
-    text = with_soak("sample_seconds = 0.2\nsoak_seconds = 80.0")
+    text = with_soak("soak_probe_seconds = 0.2\nsoak_seconds = 80.0")
     found = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change), rounds=rounds).verdicts.of("soak")[0]
     assert found.status is status
     drift = "`latency_p99_ns` of the last third of the soak is 2.5 times that of its samples"
@@ -297,16 +297,20 @@ def test_a_generator_that_fell_behind_is_the_machines_fault():
 def test_many_disturbed_packets_are_named():
     def change(spec, tree):
         if spec["scenario"] == "other" and spec["phase"] == "load":
-            tree["quiet"]["count"] = int(0.8 * tree["latency"]["count"])
+            tree["undisturbed"]["count"] = int(0.8 * tree["latency"]["count"])
 
-    machine = measured('fail_if = "quiet_p99_ns > 2 * baseline.quiet_p99_ns"', change).verdicts.machine
-    assert "stalls of the machine delayed 20% of the packets, which `quiet_*` leaves out" in machine["other"]
+    machine = measured(
+        'fail_if = "undisturbed_latency_p99_ns > 2 * baseline.undisturbed_latency_p99_ns"', change
+    ).verdicts.machine
+    assert (
+        "stalls of the machine delayed 20% of the packets, which `undisturbed_latency_*` leaves out" in machine["other"]
+    )
     assert not any("stalls" in reason for reason in machine.get("base", ()))
 
 
 def test_growth_that_a_short_run_cannot_know_is_settled_by_equality():
     rule = """fail_if = "rss_growth_percent_per_hour > 1"
-pass_if = "bytes_live == 0 and heap_growth_bytes == 0"
+pass_if = "live_bytes == 0 and heap_growth_bytes == 0"
 pass_reason = "equality" """
     found = verdict(rule)
     assert found.status is Status.PASS
@@ -314,7 +318,7 @@ pass_reason = "equality" """
     assert verdict(rule.split("\n", 1)[0]).status is Status.INCONCLUSIVE
 
     def leak(_spec, tree):
-        tree["pool"]["bytes_live_after_drain"] = 2048
+        tree["pool"]["live_bytes_after_drain"] = 2048
 
     found = verdict(rule, leak)
     assert found.status is Status.INCONCLUSIVE
@@ -338,21 +342,21 @@ def test_a_heap_that_rises_in_each_of_five_rounds_has_grown():
 
     def change(spec, tree):
         if spec["phase"] == "load" and spec["scenario"] == "other":
-            tree["pool"]["bytes_heap_peak"] = next(peaks)
+            tree["pool"]["heap_peak_bytes"] = next(peaks)
 
     results = measured('fail_if = "heap_growth_bytes > 0"', change)
     assert results.verdicts.status("other") is Status.FAIL
     assert results.verdicts.status("base") is Status.PASS
 
 
-@pytest.mark.parametrize("grown", ["pool_miss_steady", "slabs_ahead_steady"])
+@pytest.mark.parametrize("grown", ["pool_grow_stalls_after_warmup", "preallocated_slabs_after_warmup"])
 def test_a_heap_that_rises_in_few_rounds_is_unknown_if_it_grew_after_warm_up(grown):
     def rising(steady):
         peaks = iter((20_000, 30_000))
 
         def change(spec, tree):
             if spec["phase"] == "load" and spec["scenario"] == "other":
-                tree["pool"] |= {"bytes_heap_peak": next(peaks), grown: steady}
+                tree["pool"] |= {"heap_peak_bytes": next(peaks), grown: steady}
 
         return measured('fail_if = "heap_growth_bytes > 0"', change, rounds=2).verdicts.status("other")
 
@@ -388,7 +392,7 @@ def slow_stage(spec, tree):
     if spec["scenario"] == "other":
         tree["stages"]["reassembly"]["ns"] += 400_000
         tree["cpu"]["ns_per_packet"] += 400
-        for kind in ("latency", "service"):
+        for kind in ("latency", "service_time"):
             tree[kind]["p99"] *= 4
             tree[kind]["mean"] += 400
 
@@ -413,11 +417,11 @@ def test_a_stall_is_named_by_the_stage_of_its_alarm():
     def change(spec, tree):
         if spec["scenario"] == "other" and spec["phase"] == "load":
             tree["loop"]["max_on_cpu_ns"] = 30_000_000
-            tree["loop"]["alarms"] = [{"at_ms": 5, "stage": "upstream", "wall_ns": 31_000_000, "off_cpu_ns": 1_000_000}]
+            tree["loop"]["stalls"] = [{"at_ms": 5, "stage": "upstream", "wall_ns": 31_000_000, "off_cpu_ns": 1_000_000}]
 
     results = measured('fail_if = "loop_on_cpu_max_ns > 10_000_000"', change)
     found = analysis.causes(results, results.verdicts.of("other")[0])
-    assert found[0].name == "upstream (5 alarms)"
+    assert found[0].name == "upstream (5 stalls)"
     assert found[0].kind == "stage"
 
 
@@ -427,7 +431,7 @@ def test_losses_are_named_by_reason():
             tree["payload_forwarded"] *= 0.5
             tree["lost_by_reason"] = {"pool_exhausted": tree["offered"] // 2}
 
-    results = measured('fail_if = "goodput_share < 0.9 * baseline.goodput_share"', change)
+    results = measured('fail_if = "goodput_ratio < 0.9 * baseline.goodput_ratio"', change)
     found = analysis.causes(results, results.verdicts.of("other")[0])
     assert [(finding.name, finding.kind) for finding in found] == [("pool_exhausted", "loss")]
 
@@ -505,9 +509,9 @@ def test_sustained_is_the_best_of_the_worst(windows):
 
 def test_columns_say_how_rounds_become_one():
     assert COLUMNS["latency_p99_ns"].over is Over.MEDIAN
-    disturbed = COLUMNS["disturbed_share"].get
-    assert disturbed({"latency": {"count": 200}, "quiet": {"count": 150}}) == 0.25
-    assert disturbed({"latency": {"count": 0}, "quiet": {"count": 0}}) is None
+    disturbed = COLUMNS["disturbed_ratio"].get
+    assert disturbed({"latency": {"count": 200}, "undisturbed": {"count": 150}}) == 0.25
+    assert disturbed({"latency": {"count": 0}, "undisturbed": {"count": 0}}) is None
     assert disturbed({"latency": {"count": 200}}) is None
     assert COLUMNS["latency_p99_ns"].merged == "latency:0.99"
     assert all(column.unit and column.meaning for column in COLUMNS.values())

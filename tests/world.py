@@ -32,7 +32,7 @@ ENDED_S = 15
 
 STANDARD = {"0", "1", "2"}
 OWN = Counter({"anon_inode": 2})
-"""Descriptors of a tunnel: its guide's event and epoll."""
+"""Descriptors of a tunnel: its probe's event and epoll."""
 EACH = Counter({"anon_inode": 2, "/dev/net/tun": 1})
 """Descriptors of a worker: its queue, event and epoll."""
 
@@ -103,7 +103,7 @@ class Running:
 
         def left():
             now = self.stats()
-            keys = ("flows", "pending", "sessions", "buffered", "reassembly_bytes", "pool_bytes_live")
+            keys = ("flows", "pending", "sessions", "buffered", "reassembly_bytes", "pool_live_bytes")
             held = {key: now[key] for key in keys if now[key]}
             return held, self.descriptors() - OWN - Counter({kind: now["workers"] * n for kind, n in EACH.items()})
 
@@ -116,7 +116,7 @@ class Running:
         self.child.send_signal(signal.SIGTERM)
         assert self.child.wait(8) == 0, self.text()
         last = self.stats()
-        assert (last["flows"], last["sessions"], last["pool_bytes_live"], last["timers"]) == (0, 0, 0, 0), last
+        assert (last["flows"], last["sessions"], last["pool_live_bytes"], last["timers"]) == (0, 0, 0, 0), last
         assert PASSWORD not in self.text()
 
 
@@ -220,7 +220,7 @@ class World:
         """Run `t2s run`; unless the test ends it itself (`ends=False`), its end is looked at."""
         log, stats_file = self.folder / f"{name}.log", self.folder / f"{name}.json"
         stats_file.unlink(missing_ok=True)
-        flags = ["--proxy", proxy, "--tun", name, "--stats", "0.2", "--stats-file", str(stats_file)]
+        flags = ["--proxy", proxy, "--tun", name, "--stats-interval", "0.2", "--stats-file", str(stats_file)]
         if login:
             flags += ["--credentials-file", str(self.folder / "credentials")]
         flags += ["--udp-idle-timeout", "2"]

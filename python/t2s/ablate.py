@@ -57,7 +57,7 @@ OPTIMIZATIONS = (
         "capacity_reassembly_peak_bytes",
         "most bytes held",
     ),
-    Optimization("watchdog", "event loop alarm", Settings(watchdog=False), "capacity_loop_alarms", "alarms raised"),
+    Optimization("watchdog", "event loop watchdog", Settings(watchdog=False), "capacity_loop_stalls", "stalls counted"),
 )
 """The reference's five, in its order of priority's settings."""
 

@@ -145,15 +145,23 @@ def causes(results: Results, verdict: Verdict) -> list[Finding]:
         return _loop_findings(results, verdict.scenario)
     if "goodput" in needed or "loss" in needed or "lost" in needed:
         return _loss_findings(results, verdict.scenario)
-    if "rss_" in needed or "bytes_live" in needed:
+    if "rss_" in needed or "live_bytes" in needed:
         return _leftovers(results, verdict.scenario)
-    return _time_findings(results, verdict.scenario, "p99" if "latency_" in needed or "quiet_" in needed else "mean")
+    return _time_findings(
+        results, verdict.scenario, "p99" if "latency_" in needed or "undisturbed_" in needed else "mean"
+    )
 
 
 def visible_effects(results: Results) -> dict[str, float]:
     """Return the smallest ratio that this run's rounds can tell from none, by column."""
     found: dict[str, float] = {}
-    for column in ("quiet_p99_ns", "latency_p99_ns", "service_p99_ns", "cpu_ns_per_packet", "capacity_pps"):
+    for column in (
+        "undisturbed_latency_p99_ns",
+        "latency_p99_ns",
+        "service_time_p99_ns",
+        "cpu_ns_per_packet",
+        "capacity_pps",
+    ):
         groups = [list(results.values(name, column).values()) for name in results.scenarios()]
         effect = smallest_visible_effect(groups, max((len(group) for group in groups), default=0))
         if effect is not None:
@@ -193,8 +201,8 @@ _CORE: tuple[tuple[str, Callable[[Tree], float | None]], ...] = (
 """Times of the core beside the stages, nanoseconds a packet."""
 
 _TAIL: tuple[tuple[str, str, Callable[[Tree], float | None]], ...] = (
-    ("the core's own time a packet (service p99)", "core", _number("service", "p99")),
-    ("event loop turns (p99 of their length)", "core", _number("loop", "hist", "p99")),
+    ("the core's own time a packet (service time p99)", "core", _number("service_time", "p99")),
+    ("event loop by_stage (p99 of their length)", "core", _number("loop", "hist", "p99")),
     ("longest time a worker was off the CPU", "machine", _number("loop", "max_off_cpu_ns")),
     ("latest departure of a packet in the generator", "machine", _number("generator", "behind_ns_max")),
 )
@@ -216,7 +224,7 @@ def _paired(results: Results, scenario: str, get: Callable[[Tree], float | None]
 
 def _time_findings(results: Results, scenario: str, quantile: str) -> list[Finding]:
     """Compare stage times a packet, and what stretches a tail, with the baseline's."""
-    whole = _paired(results, scenario, _number("service", "mean")) or _paired(
+    whole = _paired(results, scenario, _number("service_time", "mean")) or _paired(
         results, scenario, _number("cpu", "ns_per_packet")
     )
     gap = _paired(results, scenario, _number("latency", "p99"))
@@ -262,20 +270,20 @@ def _finding(  # noqa: PLR0917 - one call a candidate, in columns
 
 
 def _loop_findings(results: Results, scenario: str) -> list[Finding]:
-    """Group the watchdog's alarms by the stage that they stood in."""
-    turns: dict[str, list[tuple[float, float]]] = {}
+    """Group the watchdog's stalls by the stage that they stood in."""
+    by_stage: dict[str, list[tuple[float, float]]] = {}
     for tree in results.trees(scenario, "load"):
-        for alarm in (tree.get("loop") or {}).get("alarms") or ():
-            turns.setdefault(alarm["stage"], []).append((alarm["wall_ns"], alarm["off_cpu_ns"]))
+        for stall in (tree.get("loop") or {}).get("stalls") or ():
+            by_stage.setdefault(stall["stage"], []).append((stall["wall_ns"], stall["off_cpu_ns"]))
     found = []
-    for stage, alarms in turns.items():
-        on_cpu = max(wall - off for wall, off in alarms)
-        off_cpu = max(off for _, off in alarms)
+    for stage, stalls in by_stage.items():
+        on_cpu = max(wall - off for wall, off in stalls)
+        off_cpu = max(off for _, off in stalls)
         kind = "stage" if on_cpu > off_cpu else "machine"
         worst = max(on_cpu, off_cpu)
         found.append(
             Finding(
-                f"{stage} ({len(alarms)} alarms)", kind, "ns", Interval(worst, worst, worst, len(alarms)), 0.0, None
+                f"{stage} ({len(stalls)} stalls)", kind, "ns", Interval(worst, worst, worst, len(stalls)), 0.0, None
             )
         )
     return sorted(found, key=lambda item: -item.effect.point)
@@ -306,9 +314,9 @@ def _leftovers(results: Results, scenario: str) -> list[Finding]:
     row = results.summary.filter((results.summary["scenario"] == scenario) & (results.summary["variant"] == ""))
     facts = row.row(0, named=True)
     names = {
-        "bytes_live": "buffers not given back",
-        "flows_live": "flows left",
-        "timers_live": "timers left",
+        "live_bytes": "buffers not given back",
+        "live_flows": "flows left",
+        "live_timers": "timers left",
         "reassembly_after_drain_bytes": "bytes left in reassembly",
         "heap_growth_bytes": "growth of the pool's heap",
     }

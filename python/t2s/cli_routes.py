@@ -36,7 +36,7 @@ def execute(
     config: Annotated[Path | None, typer.Option(help="A TOML file, as for `t2s run`.")] = None,
     credentials_file: Annotated[str | None, typer.Option(help="A file whose first line is user:password.")] = None,
     mtu: Annotated[int | None, typer.Option(help="MTU; 8500 with offload, 1500 without.")] = None,
-    mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
+    fwmark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
     dns: Annotated[
         str | None,
         typer.Option(

@@ -1,7 +1,7 @@
 """`t2s run` and `t2s proxy`.
 
 Exit codes: 0 ended by a signal, 1 the tunnel or proxy could not start or failed, 2 bad input. The first SIGINT or
-SIGTERM lets open flows finish for the grace time; the second ends the process at once.
+SIGTERM lets open flows finish for `--shutdown-timeout`; the second ends the process at once.
 """
 
 from __future__ import annotations
@@ -57,26 +57,28 @@ def run(
     offload: Annotated[str | None, typer.Option(help="auto or off.")] = None,
     up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
     user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
-    mark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
+    fwmark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
     dns: Annotated[str | None, typer.Option(help="direct, over-tcp or fake-ip.")] = None,
     fake_ip_v4: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
     fake_ip_v6: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
-    dns_address: Annotated[
-        str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")
-    ] = None,
+    dns_listen: Annotated[str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")] = None,
     dns_hijack: Annotated[
         bool | None, typer.Option("--dns-hijack/--no-dns-hijack", help="It is one at every address.")
     ] = None,
     dns_server: Annotated[str | None, typer.Option(help="For queries to it that it does not answer itself.")] = None,
-    accept: Annotated[str | None, typer.Option(help="deferred: after the proxy has answered; or early.")] = None,
+    syn_ack: Annotated[
+        str | None, typer.Option(help="When a SYN is answered: after-connect (the proxy has answered) or immediate.")
+    ] = None,
     congestion: Annotated[str | None, typer.Option(help="cubic or newreno, towards clients.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")] = None,
+    socks_pipelining: Annotated[
+        str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")
+    ] = None,
     icmp_echo: Annotated[bool | None, typer.Option("--icmp-echo/--no-icmp-echo", help="Answer pings.")] = None,
     max_tcp_flows: Annotated[int | None, typer.Option(help="TCP flows at once.")] = None,
     max_pending_connects: Annotated[int | None, typer.Option(help="Flows that wait for the proxy at once.")] = None,
     max_udp_sessions: Annotated[int | None, typer.Option(help="UDP sessions at once.")] = None,
     connect_timeout: Annotated[int | None, typer.Option(help="For the proxy to answer a connect, seconds.")] = None,
-    connect_ahead: Annotated[int | None, typer.Option(help="Proxy connections kept ready in a rush; 0 none.")] = None,
+    preconnect: Annotated[int | None, typer.Option(help="Proxy connections kept ready in a rush; 0 none.")] = None,
     tcp_idle_timeout: Annotated[int | None, typer.Option(help="TCP without traffic, seconds; 0 never.")] = None,
     udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
     memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,
@@ -84,17 +86,22 @@ def run(
     busy_poll_us: Annotated[
         int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")
     ] = None,
-    loop_limit_ms: Annotated[int | None, typer.Option(help="Iterations longer than this are alarms; 0 off.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
-    stats: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
-    stats_file: Annotated[
-        str | None, typer.Option(help="Keep all counters here as JSON, as often as --stats says and at the end.")
+    loop_stall_ms: Annotated[
+        int | None, typer.Option(help="An iteration above this is a stall, milliseconds; 0 off.")
     ] = None,
-    grace: Annotated[float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
+    stats_interval: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
+    stats_file: Annotated[
+        str | None,
+        typer.Option(help="Keep all counters here as JSON, as often as --stats-interval says and at the end."),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")
+    ] = None,
     auto_route: Annotated[
         bool | None, typer.Option("--auto-route/--no-auto-route", help="Lead all traffic of this host into the tunnel.")
     ] = None,
-    exclude: Annotated[
+    route_exclude: Annotated[
         list[str] | None, typer.Option(metavar="CIDR", help="With --auto-route: stays outside; repeatable.")
     ] = None,
     address: Annotated[
@@ -133,7 +140,7 @@ def run(
                 tell([("info", f"routes: all traffic goes into {tunnel.name}")])
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
             tell(tunnel.lines())
-            tunnel.stop(settings.grace)
+            tunnel.stop(settings.shutdown_timeout)
             _keep(tunnel.stats(), settings.stats_file)
     except T2sError as error:
         tell(tunnel.lines())
@@ -229,7 +236,7 @@ def _watch(tunnel: Tunnel, settings: RunSettings, signals: _Signals, again: Any)
             signals.reload = False
             _reload(tunnel, again)
         now = time.monotonic()
-        if settings.stats is not None and now >= due + settings.stats:
+        if settings.stats_interval is not None and now >= due + settings.stats_interval:
             counters = tunnel.stats()
             typer.echo(summary(counters, before, now - due, now - started))
             _keep(counters, settings.stats_file)
@@ -278,7 +285,8 @@ def summary(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed: f
     return (
         f"{uptime:.0f} s: {now['flows']} flows ({now['flows_opened']} opened, {failures} not connected), "
         f"{now['sessions']} UDP sessions, {', '.join(rates)}, "
-        f"datagrams up {now['datagrams_up']} down {now['datagrams_down']}, {sum(now['drops'].values())} packets dropped"
+        f"datagrams up {now['datagrams_up']} down {now['datagrams_down']}, "
+        f"{sum(now['packets_dropped'].values())} packets dropped"
     )
 
 

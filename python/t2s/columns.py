@@ -113,9 +113,9 @@ def _cpu_sustained(tree: Tree) -> Value:
     return sustained(windows) if windows else at("percent")(cpu)
 
 
-def _alarms(tree: Tree) -> Value:
+def _stalls(tree: Tree) -> Value:
     loop = tree.get("loop")
-    return len(loop.get("alarms") or ()) if isinstance(loop, Mapping) else None
+    return len(loop.get("stalls") or ()) if isinstance(loop, Mapping) else None
 
 
 def _rss_last(tree: Tree) -> Value:
@@ -125,25 +125,26 @@ def _rss_last(tree: Tree) -> Value:
 
 
 def _disturbed(tree: Tree) -> Value:
-    every, quiet = at("latency.count")(tree), at("quiet.count")(tree)
-    return None if not every or quiet is None else 1 - quiet / every
+    every, undisturbed = at("latency.count")(tree), at("undisturbed.count")(tree)
+    return None if not every or undisturbed is None else 1 - undisturbed / every
 
 
 def _latency_columns() -> list[Column]:
     meanings = {
-        "latency": "from a packet's due time to its effect (a stall is charged to every packet that it delayed)",
-        "quiet": "latency of the packets that no stall of the machine delayed",
-        "service": "from dequeue to effect",
+        "latency": "from a packet's due time to its effect, corrected for coordinated omission",
+        "undisturbed_latency": "latency of the packets that no stall of the machine delayed",
+        "service_time": "from dequeue to effect",
         "upstream_wait": "the simulated upstream's own delay, not charged to the core",
     }
     quantiles = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "p999": 0.999}
     columns: list[Column] = []
     for kind, meaning in meanings.items():
+        path = "undisturbed" if kind == "undisturbed_latency" else kind
         for short, quantile in quantiles.items():
             columns.append(
-                Column(f"{kind}_{short}_ns", "ns", Over.MEDIAN, meaning, at(f"{kind}.{short}"), f"{kind}:{quantile}")
+                Column(f"{kind}_{short}_ns", "ns", Over.MEDIAN, meaning, at(f"{path}.{short}"), f"{path}:{quantile}")
             )
-        columns.append(Column(f"{kind}_max_ns", "ns", Over.MAX, meaning, at(f"{kind}.max"), f"{kind}:1.0"))
+        columns.append(Column(f"{kind}_max_ns", "ns", Over.MAX, meaning, at(f"{path}.max"), f"{path}:1.0"))
     return columns
 
 
@@ -153,11 +154,11 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("offered", "packets", Over.SUM, "what the generator really sent", at("offered")),
     Column("forwarded", "packets", Over.SUM, "packets whose effect reached the other side", at("forwarded")),
     Column("lost", "packets", Over.SUM, "offered less forwarded, after drain", at("lost")),
-    Column("offered_share", "ratio", Over.MEDIAN, "offered / intended", ratio("offered", "intended")),
-    Column("loss_share", "ratio", Over.MEDIAN, "lost / offered", ratio("lost", "offered")),
+    Column("offered_ratio", "ratio", Over.MEDIAN, "offered / intended", ratio("offered", "intended")),
+    Column("loss_ratio", "ratio", Over.MEDIAN, "lost / offered", ratio("lost", "offered")),
     *_latency_columns(),
     Column(
-        "disturbed_share",
+        "disturbed_ratio",
         "ratio",
         Over.MEDIAN,
         "packets that a stall of the machine delayed: the generator was away, or the core's thread was put off its CPU",
@@ -180,7 +181,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
         ratio("payload_window", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
-        "goodput_share",
+        "goodput_ratio",
         "ratio",
         Over.MEDIAN,
         "payload forwarded, drain included / payload offered",
@@ -202,29 +203,55 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     ),
     Column("fragment_cap_bytes", "bytes", Over.MAX, "the cap on fragments held", at("reassembly.fragment_cap")),
     Column("reassembly_after_drain_bytes", "bytes", Over.MAX, "held after drain", at("reassembly.bytes_after_drain")),
-    Column("alloc", "buffers", Over.SUM, "buffers taken from the pool", at("pool.alloc")),
-    Column("free", "buffers", Over.SUM, "buffers given back", at("pool.free")),
-    Column("pool_miss", "buffers", Over.SUM, "allocations that waited for the heap to grow", at("pool.pool_miss")),
-    Column("pool_miss_steady", "buffers", Over.MAX, "the same, after warm-up", at("pool.pool_miss_steady")),
-    Column("slabs_ahead", "slabs", Over.SUM, "heap growth that nothing waited for", at("pool.slabs_ahead")),
-    Column("slabs_ahead_steady", "slabs", Over.MAX, "the same, after warm-up", at("pool.slabs_ahead_steady")),
+    Column("buffers_allocated", "buffers", Over.SUM, "buffers taken from the pool", at("pool.buffers_allocated")),
+    Column("buffers_freed", "buffers", Over.SUM, "buffers given back", at("pool.buffers_freed")),
+    Column(
+        "pool_grow_stalls",
+        "buffers",
+        Over.SUM,
+        "allocations that waited for the heap to grow",
+        at("pool.pool_grow_stalls"),
+    ),
+    Column(
+        "pool_grow_stalls_after_warmup",
+        "buffers",
+        Over.MAX,
+        "the same, after warm-up",
+        at("pool.pool_grow_stalls_after_warmup"),
+    ),
+    Column(
+        "preallocated_slabs", "slabs", Over.SUM, "heap growth that nothing waited for", at("pool.preallocated_slabs")
+    ),
+    Column(
+        "preallocated_slabs_after_warmup",
+        "slabs",
+        Over.MAX,
+        "the same, after warm-up",
+        at("pool.preallocated_slabs_after_warmup"),
+    ),
     Column("pool_refused", "buffers", Over.SUM, "allocations refused at the ceiling", at("pool.refused")),
-    Column("bytes_heap", "bytes", Over.MAX, "memory the pool holds", at("pool.bytes_heap")),
-    Column("bytes_heap_peak", "bytes", Over.MAX, "most memory the pool held", at("pool.bytes_heap_peak")),
-    Column("bytes_live", "bytes", Over.MAX, "buffers still handed out after drain", at("pool.bytes_live_after_drain")),
-    Column("flows_live", "flows", Over.MAX, "flows left after drain", at("flow_map.flows_after_drain")),
-    Column("timers_live", "timers", Over.MAX, "timers armed after drain", at("timers_after_drain")),
+    Column("heap_bytes", "bytes", Over.MAX, "memory the pool holds", at("pool.heap_bytes")),
+    Column("heap_peak_bytes", "bytes", Over.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
+    Column("live_bytes", "bytes", Over.MAX, "buffers still handed out after drain", at("pool.live_bytes_after_drain")),
+    Column("live_flows", "flows", Over.MAX, "flows left after drain", at("flow_map.flows_after_drain")),
+    Column("live_timers", "timers", Over.MAX, "timers armed after drain", at("timers_after_drain")),
     Column("flows_peak", "flows", Over.MAX, "most flows at once", at("flow_map.flows_peak")),
     Column("flow_map_refused", "flows", Over.SUM, "flows refused at the cap", at("flow_map.refused")),
     Column("pool_lock_wait_ns", "ns", Over.SUM, "waited for the pool's depot", at("pool.lock_wait_ns")),
     Column("flow_lock_wait_ns", "ns", Over.SUM, "waited for a shard of the flow map", at("flow_map.lock_wait_ns")),
     Column("lock_wait_ns", "ns", Over.SUM, "both", total("pool.lock_wait_ns", "flow_map.lock_wait_ns")),
-    Column("loop_max_ns", "ns", Over.MAX, "longest event loop iteration, wake to next wait", at("loop.max_wall_ns")),
+    Column(
+        "loop_iteration_max_ns",
+        "ns",
+        Over.MAX,
+        "longest event loop iteration, wake to next wait",
+        at("loop.max_wall_ns"),
+    ),
     Column("loop_on_cpu_max_ns", "ns", Over.MAX, "its longest on-CPU time", at("loop.max_on_cpu_ns")),
     Column(
         "loop_off_cpu_max_ns", "ns", Over.MAX, "its longest off-CPU time (the machine's)", at("loop.max_off_cpu_ns")
     ),
-    Column("loop_alarms", "alarms", Over.SUM, "jitter alarms of the watchdog", _alarms),
+    Column("loop_stalls", "iterations", Over.SUM, "iterations above the limit of the watchdog", _stalls),
     Column("cpu_percent", "%", Over.MEDIAN, "CPU of the engine's threads, idle polling left out", at("cpu.percent")),
     Column(
         "cpu_sustained_percent",
@@ -247,18 +274,24 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("rss_slope_high_percent_per_hour", "%/h", Over.MEDIAN, "its 95 % interval, high end", at("rss_growth.high")),
     Column("heap_growth_bytes", "bytes", Over.MAX, "growth of the pool's heap from round to round", at("heap_growth")),
     Column(
-        "machine_others_running",
+        "runnable_threads",
         "threads",
         Over.MEDIAN,
         "others that wanted a CPU as the phase began",
-        at("machine.others_running"),
+        at("machine.runnable_threads"),
     ),
-    Column("machine_steal_ms", "ms", Over.MAX, "time the hypervisor took away", at("machine.steal_ms")),
+    Column("steal_ms", "ms", Over.MAX, "time the hypervisor took away", at("machine.steal_ms")),
 )
 """Columns read from the load phase."""
 
 CAPACITY_COLUMNS: tuple[Column, ...] = (
-    Column("capacity_pps", "packets/s", Over.MEDIAN, "most it could forward", ratio("forwarded", "seconds")),
+    Column(
+        "capacity_pps",
+        "packets/s",
+        Over.MEDIAN,
+        "maximum forwarding rate (RFC 2285, 3.6.3)",
+        ratio("forwarded", "seconds"),
+    ),
     Column(
         "capacity_goodput_mbit_per_s",
         "Mbit/s",
@@ -274,10 +307,30 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
         ratio("connections_opened", "seconds"),
     ),
     Column("capacity_cpu_ns_per_packet", "ns", Over.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
-    Column("capacity_loss_share", "ratio", Over.MEDIAN, "lost / offered at capacity", ratio("lost", "offered")),
-    Column("capacity_service_p50_ns", "ns", Over.MEDIAN, "from dequeue to effect", at("service.p50"), "service:0.5"),
-    Column("capacity_service_p99_ns", "ns", Over.MEDIAN, "from dequeue to effect", at("service.p99"), "service:0.99"),
-    Column("capacity_pool_miss_steady", "buffers", Over.MAX, "misses after warm-up", at("pool.pool_miss_steady")),
+    Column("capacity_loss_ratio", "ratio", Over.MEDIAN, "lost / offered at capacity", ratio("lost", "offered")),
+    Column(
+        "capacity_service_time_p50_ns",
+        "ns",
+        Over.MEDIAN,
+        "from dequeue to effect",
+        at("service_time.p50"),
+        "service_time:0.5",
+    ),
+    Column(
+        "capacity_service_time_p99_ns",
+        "ns",
+        Over.MEDIAN,
+        "from dequeue to effect",
+        at("service_time.p99"),
+        "service_time:0.99",
+    ),
+    Column(
+        "capacity_pool_grow_stalls_after_warmup",
+        "buffers",
+        Over.MAX,
+        "misses after warm-up",
+        at("pool.pool_grow_stalls_after_warmup"),
+    ),
     Column(
         "capacity_lock_wait_ns",
         "ns",
@@ -286,9 +339,9 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
         total("pool.lock_wait_ns", "flow_map.lock_wait_ns"),
     ),
     Column("capacity_reassembly_peak_bytes", "bytes", Over.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
-    Column("capacity_bytes_heap_peak", "bytes", Over.MAX, "most memory the pool held", at("pool.bytes_heap_peak")),
-    Column("capacity_bytes_live", "bytes", Over.MAX, "buffers not given back", at("pool.bytes_live_after_drain")),
-    Column("capacity_loop_alarms", "alarms", Over.SUM, "jitter alarms of the watchdog", _alarms),
+    Column("capacity_heap_peak_bytes", "bytes", Over.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
+    Column("capacity_live_bytes", "bytes", Over.MAX, "buffers not given back", at("pool.live_bytes_after_drain")),
+    Column("capacity_loop_stalls", "iterations", Over.SUM, "iterations above the limit of the watchdog", _stalls),
     Column("capacity_loop_on_cpu_max_ns", "ns", Over.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),
 )
 """Columns read from the capacity phase of the same round."""

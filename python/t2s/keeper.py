@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from t2s.routes import RouteSettings
 
 DOWN_S = 10.0
-"""Time for a tunnel to end when `t2s down` asks, seconds, beyond which its grace time should not go."""
+"""Time for a tunnel to end when `t2s down` asks, seconds, beyond which its shutdown timeout should not go."""
 START_S = 2.0
 """Time for the keeper of a tunnel that was killed a moment ago to go, seconds."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
@@ -178,8 +178,8 @@ def down() -> tuple[int | None, int]:
         if ended is None:
             raise
         raise TunnelError(
-            f"down: the tunnel of process {ended} has not ended within {DOWN_S:.0f} s (it may wait for its --grace); "
-            "`t2s down` once more ends it at once"
+            f"down: the tunnel of process {ended} has not ended within {DOWN_S:.0f} s (it may wait for its "
+            "--shutdown-timeout); `t2s down` once more ends it at once"
         ) from None
     with lock, routes.kernel() as ipr:
         return ended, routes.remove(ipr)

@@ -62,31 +62,36 @@ COUNTERS: dict[str, tuple[str, str, dict[str, str], float]] = {
     "dns_queries": ("dns_queries", "DNS queries seen.", {}, 1),
     "dns_answered": ("dns_answered", "DNS queries answered by the tunnel itself.", {}, 1),
     "dns_streams_refused": ("dns_streams_refused", "TCP connections to the tunnel's own name server, refused.", {}, 1),
-    "fake_evicted": ("dns_fake_names_evicted", "Names that lost their made-up addresses to others.", {}, 1),
-    "fake_unknown": ("dns_fake_unknown", "Connections and datagrams to made-up addresses without a name.", {}, 1),
-    "lookups": ("dns_lookups", "DNS queries carried over TCP.", {}, 1),
-    "lookups_answered": ("dns_lookups_answered", "DNS queries carried over TCP and answered.", {}, 1),
+    "fake_evicted": ("dns_fake_names_evicted", "Names that lost their fake addresses to others.", {}, 1),
+    "fake_unknown": ("dns_fake_unknown", "Connections and datagrams to fake addresses without a name.", {}, 1),
+    "dns_over_tcp_queries": ("dns_over_tcp_queries", "DNS queries carried over TCP.", {}, 1),
+    "dns_over_tcp_answered": ("dns_over_tcp_answered", "DNS queries carried over TCP and answered.", {}, 1),
     "icmp_echoes": ("icmp_echoes", "Echo requests answered.", {}, 1),
     "icmp_errors": ("icmp_errors", "ICMP errors sent.", {}, 1),
-    "dials": ("dials", "TCP flows that wanted a connection, dialled or made ahead.", {}, 1),
-    "dials_ahead": ("dials_ahead", "Connections to the proxy made ahead of flows and sessions.", {}, 1),
-    "taken_ahead": ("taken_ahead", "Connections made ahead that a flow or session has taken.", {}, 1),
-    "dialled_again": ("dialled_again", "Connections made ahead that ended as a request was on the way.", {}, 1),
+    "dials": ("dials", "TCP flows that wanted a connection, dialled or preconnected.", {}, 1),
+    "preconnects": ("preconnects", "Connections to the proxy made before a flow or session needs one.", {}, 1),
+    "preconnects_used": ("preconnects_used", "Preconnects that a flow or session has used.", {}, 1),
+    "preconnect_retries": (
+        "preconnect_retries",
+        "Preconnects that ended as a request was on the way, and were dialled again.",
+        {},
+        1,
+    ),
     "dials_done": ("dials_done", "Connections made for TCP flows.", {}, 1),
     "upstream_resets": ("upstream_resets", "Upstreams that broke while bytes flowed.", {}, 1),
     "device_reads": ("device_calls", "Reads from and writes to the device.", {"call": "read"}, 1),
     "device_writes": ("device_calls", "", {"call": "write"}, 1),
     "device_errors": ("device_errors", "Writes that the device refused.", {}, 1),
-    "offload_dropped": ("offload_dropped", "Times that offload was given up.", {}, 1),
+    "offload_disabled": ("offload_disabled", "Times that the device's offload was disabled.", {}, 1),
     "upstream_reads": ("upstream_calls", "Reads from and writes to upstream streams.", {"call": "read"}, 1),
     "upstream_writes": ("upstream_calls", "", {"call": "write"}, 1),
     "datagram_calls": ("datagram_calls", "Calls that read or wrote datagrams.", {}, 1),
     "retransmits": ("retransmits", "Retransmissions towards clients.", {}, 1),
-    "alarms": ("event_loop_alarms", "Event-loop iterations above the limit.", {}, 1),
-    "pool_alloc": ("pool_allocations", "Buffers handed out by the pool.", {}, 1),
-    "pool_free": ("pool_frees", "Buffers that came back.", {}, 1),
-    "pool_miss": ("pool_misses", "Allocations that grew the pool, and waited for it.", {}, 1),
-    "pool_slabs_ahead": ("pool_slabs_ahead", "Slabs by which the pool grew when nothing waited.", {}, 1),
+    "loop_stalls": ("event_loop_stalls", "Event-loop iterations above the limit.", {}, 1),
+    "pool_buffers_allocated": ("pool_buffers_allocated", "Buffers handed out by the pool.", {}, 1),
+    "pool_buffers_freed": ("pool_buffers_freed", "Buffers that came back.", {}, 1),
+    "pool_grow_stalls": ("pool_grow_stalls", "Allocations that grew the pool, and waited for it.", {}, 1),
+    "pool_preallocated_slabs": ("pool_preallocated_slabs", "Slabs by which the pool grew when nothing waited.", {}, 1),
     "pool_refused": ("pool_refused", "Allocations refused.", {}, 1),
     "pool_lock_wait_ns": ("pool_lock_wait_seconds", "Time that threads waited for the pool's locks.", {}, NANOS),
 }
@@ -97,17 +102,17 @@ GAUGES: dict[str, tuple[str, str, float]] = {
     "flows_peak": ("flows_peak", "The most TCP flows at once, summed over workers.", 1),
     "pending": ("flows_pending", "TCP flows that wait for the proxy now.", 1),
     "sessions": ("udp_sessions", "UDP sessions now.", 1),
-    "fake_names": ("dns_fake_names", "Names that have made-up addresses now.", 1),
+    "fake_names": ("dns_fake_names", "Names that have fake addresses now.", 1),
     "buffered": ("buffered_bytes", "Payload queued now, both directions.", 1),
     "reassembly_bytes": ("reassembly_bytes", "Payload in out-of-order queues now.", 1),
     "timers": ("timers", "Timers armed now.", 1),
     "iteration_max_ns": ("event_loop_iteration_max_seconds", "The longest event-loop iteration.", NANOS),
     "pool_bytes": ("pool_bytes", "Bytes that the pool holds.", 1),
-    "pool_bytes_live": ("pool_live_bytes", "Bytes of buffers in use.", 1),
+    "pool_live_bytes": ("pool_live_bytes", "Bytes of buffers in use.", 1),
 }
 BY_NAME: dict[str, tuple[str, str, str]] = {
     "flows_closed": ("flows_closed", "TCP flows ended.", "reason"),
-    "drops": ("drops", "Packets without effect.", "reason"),
+    "packets_dropped": ("packets_dropped", "Packets without effect.", "reason"),
 }
 HISTOGRAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "connect_times": ("handshake_seconds", "From dialling to a phase's end, over TCP flows.", {"phase": "connect"}),
@@ -157,9 +162,9 @@ class _Families:
     def __init__(self, always: list[str]) -> None:
         self._always = always
         self._found: dict[str, Any] = {}
-        info = InfoMetricFamily("t2s", "The version of t2s.")
+        info = InfoMetricFamily("t2s_build", "The version of t2s.")
         info.add_metric([], {"version": __version__})
-        self._found["t2s"] = info
+        self._found["t2s_build"] = info
         self._family(GaugeMetricFamily, "up", "Whether packets are carried.", {})
         for name, text, labels, _ in COUNTERS.values():
             self._family(CounterMetricFamily, name, text, labels)

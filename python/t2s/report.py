@@ -71,7 +71,7 @@ def _verdict(results: Results) -> str:
 
 def _status(results: Results, command: str) -> str:
     run = results.file.run
-    names = ("null", "load", "capacity", "beside", "sample")
+    names = ("generator_selftest", "load", "capacity", "beside", "sample")
     phases = {name: [p for p in results.phases if p.phase == name] for name in names}
     seconds = {name: sum(p.tree.get("seconds") or 0.0 for p in found) for name, found in phases.items()}
     soaks = [p for p in phases["load"] if results.file.named(p.scenario).soak]
@@ -82,8 +82,8 @@ def _status(results: Results, command: str) -> str:
 - Driver: {", ".join(drivers) or UNKNOWN}; workers: {run.workers}, threads {"pinned" if run.pin else "not pinned"}; \
 seed {run.seed}; {run.rounds} rounds, interleaved over the scenarios in a shuffled order.
 - Load phases: {len(phases["load"])}, {seconds["load"]:.0f} s measured. Capacity phases: {len(phases["capacity"])}, \
-{seconds["capacity"]:.0f} s. Self-tests of the generator: {len(phases["null"])}. Moments of the baseline: \
-{len(phases["beside"])}, samples of soaks: {len(phases["sample"])}.
+{seconds["capacity"]:.0f} s. Self-tests of the generator: {len(phases["generator_selftest"])}. \
+Paired baselines: {len(phases["beside"])}, soak probes: {len(phases["sample"])}.
 - Soak: {soak}{"" if not soaks else f"; the full {FULL_SOAK_SECONDS:,} s command is below"}.
 - Android profiling: needs a device; the commands are below."""
 
@@ -128,16 +128,16 @@ def _summary(results: Results) -> str:
                 count(row["latency_p99_ns"]),
                 UNKNOWN if thin else count(row["latency_p999_ns"]),
                 count(row["latency_max_ns"]),
-                count(row["quiet_p99_ns"]),
+                count(row["undisturbed_latency_p99_ns"]),
                 count(row["pps"]),
                 short(row["mbit_per_s"], 4),
                 short(row["goodput_mbit_per_s"], 4),
-                share(row["goodput_share"]),
+                share(row["goodput_ratio"]),
                 count(row["connections_per_s"]),
                 count(row["lost"]),
                 count(row["reassembly_bytes"]),
-                count(row["pool_miss"]),
-                count(row["loop_max_ns"]),
+                count(row["pool_grow_stalls"]),
+                count(row["loop_iteration_max_ns"]),
                 count(row["loop_on_cpu_max_ns"]),
                 share((row["cpu_percent"] or 0) / 100),
                 short(row["cpu_ns_per_packet"]),
@@ -147,7 +147,7 @@ def _summary(results: Results) -> str:
     service = [
         [
             row["scenario"],
-            *(count(row[f"service_{q}_ns"]) for q in ("p50", "p95", "p99", "p999", "max")),
+            *(count(row[f"service_time_{q}_ns"]) for q in ("p50", "p95", "p99", "p999", "max")),
             count(row["upstream_wait_p50_ns"]),
             count(row["upstream_wait_p99_ns"]),
         ]
@@ -208,7 +208,7 @@ def _capacity(results: Results) -> str:
                 short(row["capacity_goodput_mbit_per_s"], 4),
                 count(row["capacity_connections_per_s"]),
                 short(row["capacity_cpu_ns_per_packet"]),
-                share(row["capacity_loss_share"]),
+                share(row["capacity_loss_ratio"]),
                 count(row["null_pps"]),
                 row["generator_bound"] or "",
             ]
@@ -239,7 +239,7 @@ def _reference(results: Results) -> str:
         ("p50 ns", "latency_p50_ns", "latency_p50_ns"),
         ("p99 ns", "latency_p99_ns", "latency_p99_ns"),
         ("p99.9 ns", "latency_p999_ns", "latency_p999_ns"),
-        ("event loop max ns", "loop_max_ns", "loop_max_ns"),
+        ("event loop max ns", "loop_iteration_max_ns", "loop_iteration_max_ns"),
         ("lock wait ns", "lock_wait_ns", "lock_wait_ns"),
     ]
     rows = []
@@ -290,9 +290,9 @@ def _interval(value: Interval, write: Any) -> str:
 def _memory(results: Results) -> str:
     lines = []
     for row in _rows(results):
-        if row["alloc"] is None:
+        if row["buffers_allocated"] is None:
             continue
-        misses = row["pool_miss"] / row["alloc"] if row["alloc"] else 0.0
+        stalls = row["pool_grow_stalls"] / row["buffers_allocated"] if row["buffers_allocated"] else 0.0
         growth = (
             f"{row['rss_slope_percent_per_hour']:+.2f} %/h "
             f"[{row['rss_slope_low_percent_per_hour']:+.2f}, {row['rss_slope_high_percent_per_hour']:+.2f}]"
@@ -300,12 +300,13 @@ def _memory(results: Results) -> str:
             else "too short to tell"
         )
         lines.append(
-            f"- {row['scenario']}: alloc={count(row['alloc'])}, free={count(row['free'])}, "
-            f"pool_miss={count(row['pool_miss'])} ({100 * misses:.6f}%), "
-            f"after warm-up {count(row['pool_miss_steady'])}, "
-            f"slabs ahead of need {count(row['slabs_ahead'])}, "
-            f"bytes_heap={size(row['bytes_heap'])} (peak {size(row['bytes_heap_peak'])}), "
-            f"bytes_live after drain={count(row['bytes_live'])}, lock_wait_ns={count(row['lock_wait_ns'])}, "
+            f"- {row['scenario']}: buffers allocated={count(row['buffers_allocated'])}, "
+            f"freed={count(row['buffers_freed'])}, "
+            f"pool_grow_stalls={count(row['pool_grow_stalls'])} ({100 * stalls:.6f}%), "
+            f"after warm-up {count(row['pool_grow_stalls_after_warmup'])}, "
+            f"preallocated slabs {count(row['preallocated_slabs'])}, "
+            f"heap_bytes={size(row['heap_bytes'])} (peak {size(row['heap_peak_bytes'])}), "
+            f"live_bytes after drain={count(row['live_bytes'])}, lock_wait_ns={count(row['lock_wait_ns'])}, "
             f"reassembly peak {size(row['reassembly_peak_bytes'])} of {size(row['reassembly_cap_bytes'])}, "
             f"RSS {size(row['rss_bytes'])}, growth {growth}."
         )

@@ -311,7 +311,7 @@ class Results:
                 phase: PhaseName = "capacity" if column.name.startswith("capacity_") else "load"
                 quantile = self.merged_quantile(scenario, column.merged, phase, variant)
                 row[column.name] = row[column.name] if quantile is None else quantile
-        null = [p.tree for p in self.phases if p.scenario == scenario and p.phase == "null"]
+        null = [p.tree for p in self.phases if p.scenario == scenario and p.phase == "generator_selftest"]
         row["null_pps"] = float(null[0]["offered"]) / null[0]["seconds"] if null and null[0].get("seconds") else None
         row["generator_bound"] = _generator_bound(row, self.file.named(scenario).rate_pps)
         return row
@@ -358,18 +358,20 @@ def _with_heap_growth(rows: Iterable[Row]) -> list[Row]:
     for row in everything:
         grouped.setdefault((row["variant"], row["scenario"]), []).append(row)
     for group in grouped.values():
-        peaks = [row["bytes_heap_peak"] for row in group if row["bytes_heap_peak"] is not None]
+        peaks = [row["heap_peak_bytes"] for row in group if row["heap_peak_bytes"] is not None]
         if not peaks:
             continue
         growth: float | None = 0.0
         if all(later > earlier for earlier, later in pairwise(peaks)):
-            steady = not any(row["pool_miss_steady"] or row["slabs_ahead_steady"] for row in group)
-            short = max(row["capacity_bytes_heap_peak"] or 0 for row in group)
+            steady = not any(
+                row["pool_grow_stalls_after_warmup"] or row["preallocated_slabs_after_warmup"] for row in group
+            )
+            short = max(row["capacity_heap_peak_bytes"] or 0 for row in group)
             if len(peaks) >= GROWTH_ROUNDS:
                 growth = peaks[-1] - peaks[0]
             elif not steady and max(peaks) > short:
                 growth = None
         for row in group:
-            if row["bytes_heap_peak"] is not None:
+            if row["heap_peak_bytes"] is not None:
                 row["heap_growth_bytes"] = growth
     return everything

@@ -42,7 +42,7 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-MARK = 0x7432
+FWMARK = 0x7432
 """Firewall mark of the tunnel's sockets where none is set: "t2", so that it is nobody's first choice."""
 TABLE = 0x7432
 """Number of the tunnel's routing table, above the 255 that programs number by hand."""
@@ -81,7 +81,7 @@ _STRICT, _LOOSE = 1, 2
 class RouteSettings:
     """What `--auto-route` is told."""
 
-    mark: int
+    fwmark: int
     exclude: tuple[Network, ...] = ()
     addresses: tuple[Interface, ...] = ()
     families: Families = "both"
@@ -89,11 +89,11 @@ class RouteSettings:
 
     @classmethod
     def read(
-        cls, *, mark: int | None, exclude: Sequence[str], addresses: Sequence[str], families: Families, force: bool
+        cls, *, fwmark: int | None, exclude: Sequence[str], addresses: Sequence[str], families: Families, force: bool
     ) -> RouteSettings:
         """Check words; raises `ConfigError` for what is no network, no address, or no mark."""
-        if mark == 0:
-            raise ConfigError("mark: 0 is what unmarked traffic has; auto_route needs another")
+        if fwmark == 0:
+            raise ConfigError("fwmark: 0 is what unmarked traffic has; auto_route needs another")
         given = [_parse("address", text, ipaddress.ip_interface) for text in addresses]
         for version in (4, 6):
             own = [item for item in given if item.version == version]
@@ -102,8 +102,8 @@ class RouteSettings:
             if not own:
                 given.append(ipaddress.ip_interface(ADDRESSES[version == 6]))
         return cls(
-            mark=MARK if mark is None else mark,
-            exclude=tuple(_parse("exclude", text, ipaddress.ip_network) for text in exclude),
+            fwmark=FWMARK if fwmark is None else fwmark,
+            exclude=tuple(_parse("route_exclude", text, ipaddress.ip_network) for text in exclude),
             addresses=tuple(given),
             families=families,
             force=force,
@@ -244,8 +244,8 @@ def _install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -
     shown = ", ".join(cut[:SHOWN]) + (f" and {len(cut) - SHOWN} more" if len(cut) > SHOWN else "")
     if not settings.force:
         raise TunnelError(
-            f"routes: these connections would be cut: {shown}. Keep them with --exclude and the far ends' networks, or "
-            "give --force to go on without them"
+            f"routes: these connections would be cut: {shown}. Keep them with --route-exclude and the far ends' "
+            "networks, or give --force to go on without them"
         )
     return [*warnings, f"routes: cut, as --force says: {shown}"]
 
@@ -262,7 +262,7 @@ def _rules(family: int, settings: RouteSettings, inbound: Inbound, strict: int) 
     version = 4 if family == socket.AF_INET else 6
     jump = {"action": _GOTO, "goto": END}
     yield {"priority": END, "action": _NOP}
-    yield {"priority": PRIORITY, "fwmark": settings.mark, **jump}
+    yield {"priority": PRIORITY, "fwmark": settings.fwmark, **jump}
     for port in inbound.ports:
         yield {"priority": PRIORITY + 1, "ip_proto": socket.IPPROTO_TCP, "sport_range": f"{port}:{port}", **jump}
     for peer in inbound.operators:

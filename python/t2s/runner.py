@@ -125,22 +125,22 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
 
     def beside(scenario: Scenario, number: int) -> list[Step]:
         baseline = file.named(file.baseline)
-        if not file.run.beside_seconds or scenario is baseline or baseline.soak or len(variants) > 1:
+        if not file.run.paired_baseline_seconds or scenario is baseline or baseline.soak or len(variants) > 1:
             return []
-        spec = {**step(baseline, "load", number, variants[0]).spec, "seconds": file.run.beside_seconds}
+        spec = {**step(baseline, "load", number, variants[0]).spec, "seconds": file.run.paired_baseline_seconds}
         return [Step(scenario.name, "beside", number, variants[0].name, spec)]
 
     def sample(soak: Scenario, number: int) -> list[Step]:
         moment = beside(soak, number)
-        if not moment or not file.run.sample_seconds or (soak.driver or file.run.driver) != "memory":
+        if not moment or not file.run.soak_probe_seconds or (soak.driver or file.run.driver) != "memory":
             return []
-        spec = {**step(soak, "load", number, variants[0]).spec, "seconds": file.run.sample_seconds}
+        spec = {**step(soak, "load", number, variants[0]).spec, "seconds": file.run.soak_probe_seconds}
         del spec["slice_seconds"]
         return [*moment, Step(soak.name, "sample", number, variants[0].name, spec)]
 
     if self_test:
         generated = [s for s in file.scenario if (s.driver or file.run.driver) == "memory"]
-        steps += [step(scenario, "null", NULL_ROUND, variants[0]) for scenario in generated]
+        steps += [step(scenario, "generator_selftest", NULL_ROUND, variants[0]) for scenario in generated]
     for number in range(file.run.rounds):
         pairs = [(scenario, variant) for scenario in file.scenario for variant in variants]
         random.Random(seed_of(file.run.seed, "order", number)).shuffle(pairs)  # noqa: S311 - an order, no secret
@@ -214,14 +214,14 @@ class Runner:
         """Run one phase; None, or a tree with `interrupted`, when the user ended it."""
         self.observer.phase_begins(step)
         tree: dict[str, Any] | None = None
-        steal, others, interrupted = stolen_ms(), others_running(), False
+        steal, others, interrupted = stolen_ms(), runnable_threads(), False
         try:
             lab = self.make_lab(json.dumps(step.spec))
             interrupted = self._watch(step, lab)
             # Half a soak is worth keeping; half a second of capacity is not.
             if not interrupted or step.phase == "load":
                 tree = _tree(lab.result(), step)
-                tree["machine"] = {"steal_ms": stolen_ms() - steal, "others_running": others}
+                tree["machine"] = {"steal_ms": stolen_ms() - steal, "runnable_threads": others}
                 tree["rss_growth"] = rss_growth(tree)
                 tree["interrupted"] = interrupted
         except T2sError as error:
@@ -322,7 +322,7 @@ def stolen_ms() -> float:
         return 0.0
 
 
-def others_running() -> int:
+def runnable_threads() -> int:
     """Return how many other threads of the machine want a CPU right now; 0 where nobody says."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 SCHEMA: Literal[1] = 1
 """Version of the file's schema; raised when an old file would mean something else."""
 
-PhaseName = Literal["load", "capacity", "null"]
-StepName = Literal["load", "capacity", "null", "beside", "sample"]
+PhaseName = Literal["load", "capacity", "generator_selftest"]
+StepName = Literal["load", "capacity", "generator_selftest", "beside", "sample"]
 """What is run for a scenario: its phases, the baseline's load beside its own, and a soak's load for a moment."""
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 40)]
 Seconds = Annotated[float, Field(gt=0.0, le=604_800.0)]
@@ -78,7 +78,7 @@ class _Component(_Strict):
 
 
 class _Carrying(_Component):
-    v6_share: Share = 0.0
+    v6_ratio: Ratio = 0.0
     upstream: Upstream = Upstream()
 
 
@@ -88,10 +88,10 @@ class TcpStream(_Carrying):
     kind: Literal["tcp_stream"]
     flows: Count = 1
     segment_bytes: int = Field(default=1_400, ge=1, le=PAYLOAD_MAX)
-    reorder: Share = 0.0
-    duplicate: Share = 0.0
-    overlap: Share = 0.0
-    ip_fragment: Share = 0.0
+    reorder: Ratio = 0.0
+    duplicate: Ratio = 0.0
+    overlap: Ratio = 0.0
+    ip_fragment: Ratio = 0.0
 
 
 class TcpChurn(_Carrying):
@@ -101,8 +101,8 @@ class TcpChurn(_Carrying):
     concurrent: Count = 64
     segments: int = Field(default=2, ge=0, le=10_000)
     segment_bytes: int = Field(default=64, ge=1, le=PAYLOAD_MAX)
-    reset_share: Share = 0.0
-    """Share of flows that end with RST instead of FIN."""
+    reset_ratio: Ratio = 0.0
+    """Part of the flows that end with RST instead of FIN."""
 
 
 class Udp(_Carrying):
@@ -111,7 +111,7 @@ class Udp(_Carrying):
     kind: Literal["udp"]
     flows: Count = 1
     payload_bytes: int = Field(default=18, ge=1, le=PAYLOAD_MAX)
-    ip_fragment: Share = 0.0
+    ip_fragment: Ratio = 0.0
 
 
 class Dns(_Component):
@@ -119,7 +119,7 @@ class Dns(_Component):
 
     kind: Literal["dns"]
     names: Count = 1_000
-    malformed: Share = 0.0
+    malformed: Ratio = 0.0
     upstream: Upstream = Upstream(mode="echo")
 
 
@@ -149,9 +149,9 @@ class Settings(_Strict):
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] = "auto"
     reassembly: Literal["bounded", "unbounded"] = "bounded"
     watchdog: bool = True
-    """Time each turn of the event loop and raise alarms."""
-    loop_limit_ms: float = Field(default=10.0, gt=0.0, le=60_000.0)
-    """A turn longer than this is an alarm; the reference's limit."""
+    """Time each iteration of the event loop and count stalls."""
+    loop_stall_ms: float = Field(default=10.0, gt=0.0, le=60_000.0)
+    """An iteration longer than this is a stall; the reference's limit."""
     pool_ceiling_mib: int = Field(default=1_024, ge=1, le=1 << 20)
     max_tcp_flows: int = Field(default=65_536, ge=1, le=1 << 24)
     max_udp_sessions: int = Field(default=65_536, ge=1, le=1 << 24)
@@ -161,7 +161,7 @@ class Settings(_Strict):
     sample_every: int = Field(default=256, ge=0, le=1 << 20)
     """One packet in this many has its stages timed and is slowed by it: fewer than a 99th percentile has above."""
     buffer_budget_mib: int = Field(default=256, ge=1, le=1 << 20)
-    accept: Literal["deferred", "early"] = "deferred"
+    syn_ack: Literal["after-connect", "immediate"] = "after-connect"
     congestion: Literal["cubic", "newreno"] = "cubic"
 
     def over(self, base: Settings) -> Settings:
@@ -189,8 +189,8 @@ class Reference(_Strict):
     latency_p99_ns: float | None = Field(default=None, gt=0.0)
     latency_p999_ns: float | None = Field(default=None, gt=0.0)
     reassembly_bytes: float | None = Field(default=None, ge=0.0)
-    pool_miss: float | None = Field(default=None, ge=0.0)
-    loop_max_ns: float | None = Field(default=None, gt=0.0)
+    pool_grow_stalls: float | None = Field(default=None, ge=0.0)
+    loop_iteration_max_ns: float | None = Field(default=None, gt=0.0)
     lock_wait_ns: float | None = Field(default=None, ge=0.0)
     status: Literal["PASS", "FAIL"] | None = None
 
@@ -213,12 +213,12 @@ class Scenario(_Strict):
     settings: Settings = Settings()
     load: Phase = Phase()
     capacity: Phase = Phase()
-    null: Phase = Phase()
+    generator_selftest: Phase = Phase()
     reference: Reference = Reference()
 
     def phase(self, name: PhaseName) -> Phase:
         """Return the overrides of a phase."""
-        return {"load": self.load, "capacity": self.capacity, "null": self.null}[name]
+        return {"load": self.load, "capacity": self.capacity, "generator_selftest": self.generator_selftest}[name]
 
 
 class Run(_Strict):
@@ -229,13 +229,13 @@ class Run(_Strict):
     warmup_seconds: float = Field(default=0.25, ge=0.0, le=3_600.0)
     load_seconds: Seconds = 1.0
     capacity_seconds: Seconds = 0.3
-    null_seconds: Seconds = 0.3
-    beside_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
+    generator_selftest_seconds: Seconds = 0.3
+    paired_baseline_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
     """The baseline's load right before each load round of another scenario, to compare that round with; 0: each round
     is compared with the baseline's own of the same number."""
-    sample_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
+    soak_probe_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
     """A soak's load for a moment in each round, beside the baseline's, by which its percentiles are compared with that;
-    0: slices of the soak are compared with all moments of the baseline. Needs `beside_seconds`."""
+    0: slices of the soak are compared with all moments of the baseline. Needs `paired_baseline_seconds`."""
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     """Rounds that have a capacity phase, spread evenly; all when left out."""
     soak_seconds: Seconds = 120.0
@@ -253,9 +253,9 @@ class Quick(_Strict):
     warmup_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
     load_seconds: Seconds | None = None
     capacity_seconds: Seconds | None = None
-    null_seconds: Seconds | None = None
-    beside_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
-    sample_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
+    generator_selftest_seconds: Seconds | None = None
+    paired_baseline_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
+    soak_probe_seconds: float | None = Field(default=None, ge=0.0, le=3_600.0)
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     soak_seconds: Seconds | None = None
 
@@ -413,7 +413,11 @@ def phase_spec(
     Precedence of settings: the `settings` argument, the phase's, the scenario's, the file's.
     """
     run, own = file.run, scenario.phase(phase)
-    default_seconds = {"load": run.load_seconds, "capacity": run.capacity_seconds, "null": run.null_seconds}[phase]
+    default_seconds = {
+        "load": run.load_seconds,
+        "capacity": run.capacity_seconds,
+        "generator_selftest": run.generator_selftest_seconds,
+    }[phase]
     soak = scenario.soak and phase == "load"
     if soak:
         default_seconds = run.soak_seconds
@@ -507,9 +511,11 @@ def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
     run = raw.get("run")
     run = run if isinstance(run, dict) else {}
     baseline = run.get("baseline")
-    if run.get("sample_seconds") and not run.get("beside_seconds"):
+    if run.get("soak_probe_seconds") and not run.get("paired_baseline_seconds"):
         found.append(
-            Located(("run", "sample_seconds"), "needs `beside_seconds`: samples are compared with such moments")
+            Located(
+                ("run", "soak_probe_seconds"), "needs `paired_baseline_seconds`: samples are compared with such moments"
+            )
         )
     if isinstance(baseline, str) and baseline not in names:
         found.append(Located(("run", "baseline"), f'no scenario "{baseline}"{nearest(baseline, names)}'))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from t2s.routes import RouteSettings
 
 Families = Literal["both", "ipv4", "ipv6"]
-GRACE_S = 2.0
+SHUTDOWN_TIMEOUT_S = 2.0
 """Time for open flows after a signal, seconds: enough to finish a request, short enough to wait for."""
 
 
@@ -34,11 +34,11 @@ class RunSettings:
     """What `t2s run` does: the tunnel, and how its command behaves."""
 
     tunnel: TunnelConfig
-    stats: float | None = None
+    stats_interval: float | None = None
     """A line of counters every so many seconds."""
     stats_file: Path | None = None
-    """Where all counters stand as JSON: from the start, as often as `stats` says, and at the end."""
-    grace: float = GRACE_S
+    """Where all counters stand as JSON: from the start, as often as `stats_interval` says, and at the end."""
+    shutdown_timeout: float = SHUTDOWN_TIMEOUT_S
     """Time for open flows after a signal, seconds."""
     routes: RouteSettings | None = None
     """Lead all traffic into the tunnel."""
@@ -51,11 +51,11 @@ class _Own:
     """Keys of the command itself, beside the tunnel's."""
 
     credentials_file: str | None = None
-    stats: float | None = None
+    stats_interval: float | None = None
     stats_file: str | None = None
-    grace: float | None = None
+    shutdown_timeout: float | None = None
     auto_route: bool | None = None
-    exclude: list[str] | None = None
+    route_exclude: list[str] | None = None
     address: list[str] | None = None
     families: Families | None = None
     force: bool | None = None
@@ -77,17 +77,19 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
     own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_Own)}
-    for key in ("stats", "grace"):
+    for key in ("stats_interval", "shutdown_timeout"):
         value = own[key]
-        if value is not None and not (value > 0 if key == "stats" else value >= 0):
-            raise ConfigError(f"{key}: must be {'above' if key == 'stats' else 'at least'} 0 seconds, not {value}")
+        if value is not None and not (value > 0 if key == "stats_interval" else value >= 0):
+            raise ConfigError(
+                f"{key}: must be {'above' if key == 'stats_interval' else 'at least'} 0 seconds, not {value}"
+            )
     routes = _routes(own, merged)
     return RunSettings(
         tunnel=TunnelConfig.from_mapping(merged),
         routes=routes,
-        stats=own["stats"],
+        stats_interval=own["stats_interval"],
         stats_file=None if own["stats_file"] is None else Path(own["stats_file"]),
-        grace=GRACE_S if own["grace"] is None else own["grace"],
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S if own["shutdown_timeout"] is None else own["shutdown_timeout"],
         metrics=None if own["metrics"] is None else listen_address("metrics", own["metrics"]),
     )
 
@@ -95,17 +97,17 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
 def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | None:
     """Take what is said of routes, and give the tunnel's sockets a mark when there are any."""
     if not own["auto_route"]:
-        for key in ("exclude", "address", "families", "force"):
+        for key in ("route_exclude", "address", "families", "force"):
             if own[key] and own["auto_route"] is None:
                 raise ConfigError(f"{key}: needs auto_route")
         return None
     from t2s.routes import RouteSettings, is_here  # noqa: PLC0415 - only those who want routes pay for it
 
-    check("mark", tunnel.get("mark"), int | None)
+    check("fwmark", tunnel.get("fwmark"), int | None)
     check("families", own["families"], Families | None)
     routes = RouteSettings.read(
-        mark=tunnel.get("mark"),
-        exclude=own["exclude"] or (),
+        fwmark=tunnel.get("fwmark"),
+        exclude=own["route_exclude"] or (),
         addresses=own["address"] or (),
         families=own["families"] or "both",
         force=bool(own["force"]),
@@ -113,9 +115,9 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
     if is_here(str(tunnel.get("proxy"))) and not (routes.exclude or routes.force):
         raise ConfigError(
             "auto_route: the proxy is on this machine, so that what it sends would enter the tunnel again; give "
-            "--exclude with the network that it sends to, or --force when it marks its own sockets"
+            "--route-exclude with the network that it sends to, or --force when it marks its own sockets"
         )
-    tunnel["mark"] = routes.mark
+    tunnel["fwmark"] = routes.fwmark
     return routes
 
 

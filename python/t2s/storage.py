@@ -144,7 +144,7 @@ def histograms(results: Results) -> Any:
             "hdr": p.tree[kind]["hdr"],
         }
         for p in results.phases
-        for kind in ("latency", "quiet", "service", "upstream_wait")
+        for kind in ("latency", "undisturbed", "service_time", "upstream_wait")
         if isinstance(p.tree.get(kind), Mapping) and p.tree[kind].get("hdr")
     ]
     schema = {

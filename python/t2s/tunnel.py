@@ -45,7 +45,7 @@ class TunnelConfig:
     """User name for the proxy, instead of the one in the URL."""
     password: str | None = field(default=None, repr=False)
     """Password for the proxy, instead of the one in the URL."""
-    mark: int | None = None
+    fwmark: int | None = None
     """Firewall mark of all sockets towards the proxy, so that routing rules can keep them out of the tunnel."""
     tun: str | None = None
     """Name of the TUN interface, or a pattern such as `t2s%d`; the kernel chooses one otherwise."""
@@ -60,12 +60,12 @@ class TunnelConfig:
     up: bool | None = None
     """Set the interface up."""
     user: str | None = None
-    """User that the process becomes once the device is open, with no capability but the one that `mark` needs."""
-    accept: Literal["deferred", "early"] | None = None
+    """User that the process becomes once the device is open, with no capability but the one that `fwmark` needs."""
+    syn_ack: Literal["after-connect", "immediate"] | None = None
     """Answer a client's handshake after the proxy has answered, or at once."""
     congestion: Literal["cubic", "newreno"] | None = None
     """Congestion control towards the client."""
-    pipeline: Literal["auto", "on", "off"] | None = None
+    socks_pipelining: Literal["auto", "on", "off"] | None = None
     """Send the SOCKS5 greeting and request in one segment."""
     dns: Literal["direct", "over-tcp", "fake-ip"] | None = None
     """Carry DNS queries as datagrams like any other, or over TCP; or answer with made-up addresses for names."""
@@ -73,7 +73,7 @@ class TunnelConfig:
     """The range of made-up IPv4 addresses, or `off`."""
     fake_ip_v6: str | None = None
     """The range of made-up IPv6 addresses, or `off`."""
-    dns_address: str | None = None
+    dns_listen: str | None = None
     """Addresses at which the tunnel is a name server, with commas between; with `fake-ip` the first of each range."""
     dns_hijack: bool | None = None
     """Take queries to every address for queries to the tunnel's own."""
@@ -89,7 +89,7 @@ class TunnelConfig:
     """UDP sessions at once."""
     connect_timeout: int | None = None
     """Time for the proxy to answer a connect."""
-    connect_ahead: int | None = None
+    preconnect: int | None = None
     """Connections to the proxy that each worker makes ahead at most, while flows open in quick succession; 0 none.
 
     A flow that finds one saves the round trip of dialling; where the proxy is greeted apart, also those."""
@@ -105,8 +105,8 @@ class TunnelConfig:
     """Look for the next event so long before sleeping, while the last ones came as soon, microseconds; 0 never.
 
     Not done where the machine has no more CPUs than the device has queues."""
-    loop_limit_ms: int | None = None
-    """An event-loop iteration longer than this counts as an alarm; 0 switches the watchdog off."""
+    loop_stall_ms: int | None = None
+    """An event-loop iteration longer than this counts as a stall; 0 switches the watchdog off."""
     log_level: LogLevel | None = None
     """What is worth a line."""
 
@@ -133,8 +133,8 @@ class TunnelConfig:
     def defaults() -> dict[str, Any]:
         """Return the core's default of each setting but `password`.
 
-        >>> TunnelConfig.defaults()["accept"]
-        'deferred'
+        >>> TunnelConfig.defaults()["syn_ack"]
+        'after-connect'
         """
         return _core.Tunnel.defaults()
 
@@ -271,16 +271,16 @@ class Tunnel:
         """Wait for the end; return whether it has come. Raises `TunnelError` when the tunnel ended by itself."""
         return self._core.wait(timeout_s)
 
-    def stop(self, grace_s: float = 0.0) -> None:
-        """Stop: no new connections, and flows that are left after `grace_s` seconds are reset."""
-        self._core.stop(grace_s)
+    def stop(self, shutdown_timeout_s: float = 0.0) -> None:
+        """Stop: no new connections, and flows that are left after `shutdown_timeout_s` seconds are reset."""
+        self._core.stop(shutdown_timeout_s)
 
     def __enter__(self) -> Self:
         """Return itself; it runs already."""
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Stop without grace."""
+        """Stop at once."""
         self.stop()
 
 

@@ -3,11 +3,12 @@
 A threshold's `fail_if` is evaluated on 10,000 bootstrap resamples of the rounds at once, one row each, so that any
 expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at most 2.5 %, else the rounds do not
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
-by side; where the file has the baseline run for a moment beside each round (`beside_seconds`), those moments are the
-baseline. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
+by side; where the file has the baseline run right before each round (`paired_baseline_seconds`), those paired baselines
+count. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
 within its round: on a machine that has two moods, medians of each side may come from different ones. A soak's
-percentiles are compared by its samples, which are such pairs; without them (`sample_seconds`) its slices are compared
-with all moments by the `middle` of both. Facts (maxima, counts, live bytes) have no interval: they hold or they do not.
+percentiles are compared by its probes, which are such pairs; without them (`soak_probe_seconds`) its slices are
+compared with all paired baselines by the `middle` of both. Facts (maxima, counts, live bytes) have no interval: they
+hold or they do not.
 """
 
 from __future__ import annotations
@@ -383,12 +384,12 @@ def _stolen(
     rests on the slowest 1 %: once the hypervisor took as much of the time, that tail is its own. A single longest turn
     is explained by less, if what was taken covers what is above the limit.
     """
-    steal, seconds = (results.values(scenario, name) for name in ("machine_steal_ms", "seconds"))
+    steal, seconds = (results.values(scenario, name) for name in ("steal_ms", "seconds"))
     shares = [steal[r] / (1e3 * seconds[r]) for r in steal if seconds.get(r)]
     if not shares:
         return None
     taken, share = max(steal.values()), sum(shares) / len(shares)
-    if fail_if.columns & {"latency_p99_ns", "service_p99_ns"} and share >= TAIL_OF_P99:
+    if fail_if.columns & {"latency_p99_ns", "service_time_p99_ns"} and share >= TAIL_OF_P99:
         return f"the hypervisor took {share:.1%} of the time, as much as the tail that a 99th percentile rests on"
     over = (measured or 0.0) - (limit or 0.0)
     if fail_if.columns & {"loop_on_cpu_max_ns", "loop_wall_max_ns"} and limit and taken * 1e6 >= over > 0:
@@ -428,17 +429,20 @@ def _machine(results: Results, scenario: str) -> Iterable[str]:
         yield f"generator_bound in {facts['generator_bound']}"
     if (facts["loop_off_cpu_max_ns"] or 0) > OFF_CPU_NS:
         yield f"the machine took a worker off the CPU for {facts['loop_off_cpu_max_ns'] / 1e6:.1f} ms"
-    if (facts["disturbed_share"] or 0) > DISTURBED:
-        yield f"stalls of the machine delayed {facts['disturbed_share']:.0%} of the packets, which `quiet_*` leaves out"
-    if (facts["machine_others_running"] or 0) >= 1:
-        yield f"{facts['machine_others_running']:.0f} other threads wanted a CPU"
-    if (facts["machine_steal_ms"] or 0) > STEAL_MS:
-        yield f"the hypervisor took {facts['machine_steal_ms']:.0f} ms"
+    if (facts["disturbed_ratio"] or 0) > DISTURBED:
+        yield (
+            f"stalls of the machine delayed {facts['disturbed_ratio']:.0%} of the packets, "
+            "which `undisturbed_latency_*` leaves out"
+        )
+    if (facts["runnable_threads"] or 0) >= 1:
+        yield f"{facts['runnable_threads']:.0f} other threads wanted a CPU"
+    if (facts["steal_ms"] or 0) > STEAL_MS:
+        yield f"the hypervisor took {facts['steal_ms']:.0f} ms"
 
 
 def busy_note(results: Results) -> str:
     """Say that other processes disturbed the run; empty when few did."""
-    others = results.summary["machine_others_running"].drop_nulls().to_list()
+    others = results.summary["runnable_threads"].drop_nulls().to_list()
     busy = sum(1 for number in others if number >= 1)
     if 2 * busy <= len(others):
         return ""

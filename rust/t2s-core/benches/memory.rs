@@ -87,7 +87,7 @@ fn main() {
     }
     let stats = stack.stats();
     assert_eq!((stats.flows, stats.buffered, stats.drops.total()), (FLOWS as u64, 0, 0), "all open, nothing held");
-    assert_eq!(pool.stats().buffers_live, 0, "an idle flow holds no buffer");
+    assert_eq!(pool.stats().live_buffers, 0, "an idle flow holds no buffer");
     let each = (resident() - before) as f64 / FLOWS as f64;
     println!("{FLOWS} idle TCP flows: {each:.0} bytes of resident memory each (target: 2048)");
     stack.shutdown(now);

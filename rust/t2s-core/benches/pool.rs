@@ -29,8 +29,8 @@ fn pairs(c: &mut Criterion) {
         let mut cache = pool.cache();
         group.bench_function(format!("magazines/{len}"), |b| b.iter(|| pair(&mut cache, len)));
         let stats = pool.stats();
-        assert!(stats.pool_miss <= 1, "misses in warm-up only (none if the filter left this one out)");
-        assert_eq!((stats.bytes_live, stats.lock_wait_ns), (0, 0));
+        assert!(stats.grow_stalls <= 1, "misses in warm-up only (none if the filter left this one out)");
+        assert_eq!((stats.live_bytes, stats.lock_wait_ns), (0, 0));
     }
     let locked = pool(0);
     let mut cache = locked.cache();
@@ -60,7 +60,7 @@ fn bursts(c: &mut Criterion) {
                 held.drain(..).for_each(|buf| cache.free(buf));
             });
         });
-        assert_eq!(pool.stats().bytes_live, 0);
+        assert_eq!(pool.stats().live_bytes, 0);
     }
     group.finish();
 }
@@ -137,12 +137,12 @@ fn two(work: impl Fn() + Sync) -> Duration {
 
 fn report(name: &str, took: Duration, pairs: u64, pool: &Pool) {
     let stats = pool.stats();
-    assert_eq!(stats.bytes_live, 0);
+    assert_eq!(stats.live_bytes, 0);
     println!(
         "{name}: {:.1} ns a pair and thread, lock_wait {} us, {} misses, {} exchanges",
         took.as_nanos() as f64 / pairs as f64,
         stats.lock_wait_ns / 1_000,
-        stats.pool_miss,
+        stats.grow_stalls,
         stats.depot_exchanges
     );
 }

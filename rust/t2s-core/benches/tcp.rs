@@ -167,7 +167,7 @@ fn segments(c: &mut Criterion) {
             flow.tcb.release(&mut worker.cache, &mut worker.budget, &mut worker.memory);
         }
     }
-    assert_eq!(pool.stats().bytes_live, 0);
+    assert_eq!(pool.stats().live_bytes, 0);
 }
 
 criterion_group!(benches, segments);

@@ -28,7 +28,7 @@ const CASES: [(&str, &str); 6] = [
     ),
     (
         "churn, 64 B",
-        r#"{"kind":"tcp_churn","weight":1,"concurrent":512,"segments":3,"segment_bytes":64,"reset_share":0.3,"upstream":{"mode":"sink"}}"#,
+        r#"{"kind":"tcp_churn","weight":1,"concurrent":512,"segments":3,"segment_bytes":64,"reset_ratio":0.3,"upstream":{"mode":"sink"}}"#,
     ),
     ("udp, 18 B, echoed", r#"{"kind":"udp","weight":1,"flows":512,"payload_bytes":18,"upstream":{"mode":"echo"}}"#),
     ("dns, answered", r#"{"kind":"dns","weight":1,"names":10000,"malformed":0.05,"upstream":{"mode":"echo"}}"#),
@@ -49,8 +49,8 @@ fn nanos_per_packet(component: &str) -> Result<f64, Box<dyn std::error::Error>> 
     let spec = PhaseSpec::from_json(&format!(
         r#"{{"scenario":"bench","phase":"capacity","seed":1,"seconds":3600,"warmup_seconds":0,"workers":1,"pin":false,
         "settings":{{"flow_shards":0,"pool_cache":64,"checksum":"auto","reassembly":"bounded","watchdog":true,
-        "loop_limit_ms":10,"pool_ceiling_mib":256,"max_tcp_flows":70000,"max_udp_sessions":70000,"mtu":1500,
-        "offload":false,"sample_every":64,"buffer_budget_mib":128,"accept":"deferred","congestion":"cubic"}},
+        "loop_stall_ms":10,"pool_ceiling_mib":256,"max_tcp_flows":70000,"max_udp_sessions":70000,"mtu":1500,
+        "offload":false,"sample_every":64,"buffer_budget_mib":128,"syn_ack":"after-connect","congestion":"cubic"}},
         "rate_pps":1000,"components":[{component}]}}"#
     ))?;
     let (mut tx, mut device_rx) = ring(512 * 1024);

@@ -32,9 +32,9 @@ pub fn config_from(settings: &Settings, seed: u64) -> Config {
         clock: now_ns,
         ..Config::default()
     };
-    config.tcp.accept = match settings.accept {
-        Accept::Deferred => AcceptMode::Deferred,
-        Accept::Early => AcceptMode::Early,
+    config.tcp.accept = match settings.syn_ack {
+        Accept::AfterConnect => AcceptMode::Deferred,
+        Accept::Immediate => AcceptMode::Early,
     };
     config.tcp.congestion = match settings.congestion {
         CongestionName::Cubic => Congestion::Cubic,

@@ -395,7 +395,7 @@ fn work(
 ) -> Option<Box<Report>> {
     let spec = &slot.spec;
     let gauge = &slot.shared.workers[slot.index];
-    let report = if spec.phase == Phase::Null {
+    let report = if spec.phase == Phase::GeneratorSelftest {
         null_device(slot, gauge, device, out);
         None
     } else {

@@ -7,31 +7,31 @@ use serde::Serialize;
 
 use crate::measure::clock::ClockFacts;
 use crate::measure::distribution::Distribution;
-use crate::measure::loop_time::Alarm;
+use crate::measure::loop_time::LoopStall;
 use crate::measure::slices::Slice;
 use crate::spec::Phase;
 
-/// The buffer pool over the measured window (`pool_miss` and `slabs_ahead` over the whole phase).
+/// The buffer pool over the measured window (`pool_grow_stalls` and `preallocated_slabs` over the whole phase).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PoolResult {
     /// Buffers handed out.
-    pub alloc: u64,
+    pub buffers_allocated: u64,
     /// Buffers given back.
-    pub free: u64,
+    pub buffers_freed: u64,
     /// Allocations that waited for the heap to grow, in the whole phase.
-    pub pool_miss: u64,
+    pub pool_grow_stalls: u64,
     /// The same after warm-up.
-    pub pool_miss_steady: u64,
+    pub pool_grow_stalls_after_warmup: u64,
     /// Slabs by which the heap grew before an allocation needed them, in the whole phase.
-    pub slabs_ahead: u64,
+    pub preallocated_slabs: u64,
     /// The same after warm-up.
-    pub slabs_ahead_steady: u64,
+    pub preallocated_slabs_after_warmup: u64,
     /// Bytes held from the system at the end of the window.
-    pub bytes_heap: u64,
+    pub heap_bytes: u64,
     /// The most ever held.
-    pub bytes_heap_peak: u64,
+    pub heap_peak_bytes: u64,
     /// Bytes handed out and not returned, after the drain; anything but 0 is a leak.
-    pub bytes_live_after_drain: u64,
+    pub live_bytes_after_drain: u64,
     /// Time spent waiting for the depot's lock.
     pub lock_wait_ns: u64,
     /// Allocations refused at the ceiling.
@@ -80,7 +80,7 @@ pub struct LoopResult {
     /// Most time off the CPU in one iteration.
     pub max_off_cpu_ns: u64,
     /// Iterations above the limit, the first 64 of each worker.
-    pub alarms: Vec<Alarm>,
+    pub stalls: Vec<LoopStall>,
     /// All iterations.
     pub hist: Distribution,
 }
@@ -170,15 +170,15 @@ pub struct PhaseResult {
     /// From due time to effect.
     pub latency: Distribution,
     /// The latency of packets that no stall of the machine disturbed.
-    pub quiet: Distribution,
+    pub undisturbed: Distribution,
     /// From dequeue to effect.
-    pub service: Distribution,
+    pub service_time: Distribution,
     /// The latency of each slice, where the phase has some.
     pub latency_slices: Vec<Slice>,
     /// The undisturbed latency of each slice.
-    pub quiet_slices: Vec<Slice>,
+    pub undisturbed_slices: Vec<Slice>,
     /// The service time of each slice.
-    pub service_slices: Vec<Slice>,
+    pub service_time_slices: Vec<Slice>,
     /// How long bytes waited in the core because the simulated upstream took none.
     pub upstream_wait: Option<Distribution>,
     /// Bytes of the packets offered, IP headers included; none for a capture, whose passes count packets.

@@ -35,7 +35,7 @@ pub enum Phase {
     /// As fast as the device ring and the peer's windows allow.
     Capacity,
     /// The generator against a device that only acknowledges: its self-test.
-    Null,
+    GeneratorSelftest,
 }
 
 /// One phase of one scenario.
@@ -82,7 +82,7 @@ pub struct Settings {
     /// Measure each loop iteration by stage and raise alarms.
     pub watchdog: bool,
     /// An iteration longer than this raises an alarm, milliseconds.
-    pub loop_limit_ms: f64,
+    pub loop_stall_ms: f64,
     /// Ceiling of the buffer pool, MiB.
     pub pool_ceiling_mib: u32,
     /// TCP flows of one worker.
@@ -98,7 +98,7 @@ pub struct Settings {
     /// Payload that one worker may hold, MiB.
     pub buffer_budget_mib: u32,
     /// When the SYN-ACK is sent.
-    pub accept: Accept,
+    pub syn_ack: Accept,
     /// Congestion control of the sending side.
     pub congestion: CongestionName,
 }
@@ -113,14 +113,14 @@ pub enum Reassembly {
     Unbounded,
 }
 
-/// The `accept` setting.
+/// The `syn_ack` setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum Accept {
     /// After the upstream has answered.
-    Deferred,
+    AfterConnect,
     /// At once.
-    Early,
+    Immediate,
 }
 
 /// The `congestion` setting.
@@ -175,7 +175,7 @@ pub struct TcpStream {
     pub ip_fragment: f64,
     /// Share of flows over IPv6.
     #[serde(default)]
-    pub v6_share: f64,
+    pub v6_ratio: f64,
     /// The other end.
     pub upstream: Upstream,
 }
@@ -194,10 +194,10 @@ pub struct TcpChurn {
     pub segment_bytes: u32,
     /// Share of connections that end with a reset.
     #[serde(default)]
-    pub reset_share: f64,
+    pub reset_ratio: f64,
     /// Share of connections over IPv6.
     #[serde(default)]
-    pub v6_share: f64,
+    pub v6_ratio: f64,
     /// The other end.
     pub upstream: Upstream,
 }
@@ -214,7 +214,7 @@ pub struct Udp {
     pub payload_bytes: u32,
     /// Share of flows over IPv6.
     #[serde(default)]
-    pub v6_share: f64,
+    pub v6_ratio: f64,
     /// Share of datagrams that travel as IP fragments.
     #[serde(default)]
     pub ip_fragment: f64,
@@ -407,7 +407,7 @@ impl Settings {
             found.0.push(format!("settings.checksum: {unknown}"));
         }
         found.range(self.flow_shards, 0..=1024, "settings", "flow_shards");
-        found.check(self.loop_limit_ms > 0.0, "settings.loop_limit_ms", "must be positive");
+        found.check(self.loop_stall_ms > 0.0, "settings.loop_stall_ms", "must be positive");
         found.range(self.pool_ceiling_mib, 1..=1 << 20, "settings", "pool_ceiling_mib");
         found.range(self.max_tcp_flows, 1..=1 << 24, "settings", "max_tcp_flows");
         found.range(self.max_udp_sessions, 1..=1 << 24, "settings", "max_udp_sessions");
@@ -430,7 +430,7 @@ impl Component {
                     (c.duplicate, "duplicate"),
                     (c.overlap, "overlap"),
                     (c.ip_fragment, "ip_fragment"),
-                    (c.v6_share, "v6_share"),
+                    (c.v6_ratio, "v6_ratio"),
                 ];
                 for (value, key) in shares {
                     found.share(value, path, key);
@@ -440,14 +440,14 @@ impl Component {
                 found.range(c.concurrent, 1..=MAX_FLOWS, path, "concurrent");
                 found.range(c.segments, 0..=65_535, path, "segments");
                 found.range(c.segment_bytes, 1..=largest_segment, path, "segment_bytes");
-                found.share(c.reset_share, path, "reset_share");
-                found.share(c.v6_share, path, "v6_share");
+                found.share(c.reset_ratio, path, "reset_ratio");
+                found.share(c.v6_ratio, path, "v6_ratio");
             }
             Self::Udp(c) => {
                 found.range(c.flows, 1..=MAX_FLOWS, path, "flows");
                 let largest = if c.ip_fragment > 0.0 { MAX_PAYLOAD } else { largest_segment };
                 found.range(c.payload_bytes, 1..=largest, path, "payload_bytes");
-                found.share(c.v6_share, path, "v6_share");
+                found.share(c.v6_ratio, path, "v6_ratio");
                 found.share(c.ip_fragment, path, "ip_fragment");
             }
             Self::Dns(c) => {
@@ -480,8 +480,8 @@ pub(crate) mod tests {
         let json = format!(
             r#"{{"scenario":"test","phase":"load","seed":1,"seconds":0.3,"warmup_seconds":0.05,"workers":1,"pin":false,
             "settings":{{"flow_shards":0,"pool_cache":64,"checksum":"auto","reassembly":"bounded","watchdog":true,
-            "loop_limit_ms":10,"pool_ceiling_mib":256,"max_tcp_flows":70000,"max_udp_sessions":70000,"mtu":1500,
-            "offload":false,"sample_every":64,"buffer_budget_mib":128,"accept":"deferred","congestion":"cubic"}},
+            "loop_stall_ms":10,"pool_ceiling_mib":256,"max_tcp_flows":70000,"max_udp_sessions":70000,"mtu":1500,
+            "offload":false,"sample_every":64,"buffer_budget_mib":128,"syn_ack":"after-connect","congestion":"cubic"}},
             "rate_pps":20000,"components":[{components}]}}"#
         );
         PhaseSpec::from_json(&json).unwrap()
@@ -531,7 +531,7 @@ pub(crate) mod tests {
             duplicate: 0.0,
             overlap: 0.0,
             ip_fragment: 0.0,
-            v6_share: 0.0,
+            v6_ratio: 0.0,
             upstream: Upstream { delay_us: u64::MAX, ..Upstream::default() },
         });
         let problems = spec.problems();

@@ -115,11 +115,11 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         lost_by_reason,
         invalid: invalid(spec.phase, intended, offered, corrupt),
         latency: parts.merged(|report| &report.latency.0).distribution(),
-        quiet: parts.merged(|report| &report.quiet.0).distribution(),
-        service: parts.merged(|report| &report.service.0).distribution(),
+        undisturbed: parts.merged(|report| &report.undisturbed.0).distribution(),
+        service_time: parts.merged(|report| &report.service_time.0).distribution(),
         latency_slices: parts.slices(|report| &report.latency.1),
-        quiet_slices: parts.slices(|report| &report.quiet.1),
-        service_slices: parts.slices(|report| &report.service.1),
+        undisturbed_slices: parts.slices(|report| &report.undisturbed.1),
+        service_time_slices: parts.slices(|report| &report.service_time.1),
         upstream_wait: upstream_wait(parts),
         bytes_offered: Some(total(|c| c.bytes)),
         payload_offered,
@@ -201,15 +201,15 @@ fn pool(parts: &Parts<'_>) -> PoolResult {
     let Some(first) = parts.reports().next() else { return PoolResult::default() };
     let (begin, end, last) = (first.begin.pool, first.end.pool, parts.pool);
     PoolResult {
-        alloc: end.alloc.saturating_sub(begin.alloc),
-        free: end.free.saturating_sub(begin.free),
-        pool_miss: last.pool_miss,
-        pool_miss_steady: end.pool_miss.saturating_sub(begin.pool_miss),
-        slabs_ahead: last.slabs_ahead,
-        slabs_ahead_steady: end.slabs_ahead.saturating_sub(begin.slabs_ahead),
-        bytes_heap: end.bytes_heap as u64,
-        bytes_heap_peak: last.bytes_heap_peak as u64,
-        bytes_live_after_drain: last.bytes_live as u64,
+        buffers_allocated: end.buffers_allocated.saturating_sub(begin.buffers_allocated),
+        buffers_freed: end.buffers_freed.saturating_sub(begin.buffers_freed),
+        pool_grow_stalls: last.grow_stalls,
+        pool_grow_stalls_after_warmup: end.grow_stalls.saturating_sub(begin.grow_stalls),
+        preallocated_slabs: last.preallocated_slabs,
+        preallocated_slabs_after_warmup: end.preallocated_slabs.saturating_sub(begin.preallocated_slabs),
+        heap_bytes: end.heap_bytes as u64,
+        heap_peak_bytes: last.heap_peak_bytes as u64,
+        live_bytes_after_drain: last.live_bytes as u64,
         lock_wait_ns: end.lock_wait_ns.saturating_sub(begin.lock_wait_ns),
         refused: last.refused,
     }
@@ -245,16 +245,16 @@ fn reassembly(parts: &Parts<'_>) -> ReassemblyResult {
 
 fn event_loop(parts: &Parts<'_>) -> LoopResult {
     let all = parts.merged(|report| &report.iterations);
-    let mut alarms: Vec<_> = parts.reports().flat_map(|report| report.alarms.iter().cloned()).collect();
-    alarms.sort_by_key(|alarm| alarm.at_ms);
-    alarms.truncate(ALARMS);
+    let mut stalls: Vec<_> = parts.reports().flat_map(|report| report.stalls.iter().cloned()).collect();
+    stalls.sort_by_key(|alarm| alarm.at_ms);
+    stalls.truncate(ALARMS);
     let distribution = all.distribution();
     LoopResult {
         iterations: all.count(),
         max_wall_ns: distribution.max,
         max_on_cpu_ns: parts.reports().map(|report| report.max_on_cpu).max().unwrap_or(0),
         max_off_cpu_ns: parts.reports().map(|report| report.max_off_cpu).max().unwrap_or(0),
-        alarms,
+        stalls,
         hist: distribution,
     }
 }

@@ -46,14 +46,14 @@ impl SharedPool {
     pub(crate) fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.pool.stats();
         let dict = PyDict::new(py);
-        dict.set_item("alloc", stats.alloc)?;
-        dict.set_item("free", stats.free)?;
-        dict.set_item("pool_miss", stats.pool_miss)?;
+        dict.set_item("buffers_allocated", stats.buffers_allocated)?;
+        dict.set_item("buffers_freed", stats.buffers_freed)?;
+        dict.set_item("grow_stalls", stats.grow_stalls)?;
         dict.set_item("refused", stats.refused)?;
-        dict.set_item("bytes_heap", stats.bytes_heap)?;
-        dict.set_item("bytes_heap_peak", stats.bytes_heap_peak)?;
-        dict.set_item("bytes_live", stats.bytes_live)?;
-        dict.set_item("buffers_live", stats.buffers_live)?;
+        dict.set_item("heap_bytes", stats.heap_bytes)?;
+        dict.set_item("heap_peak_bytes", stats.heap_peak_bytes)?;
+        dict.set_item("live_bytes", stats.live_bytes)?;
+        dict.set_item("live_buffers", stats.live_buffers)?;
         dict.set_item("lock_wait_ns", stats.lock_wait_ns)?;
         dict.set_item("depot_exchanges", stats.depot_exchanges)?;
         Ok(dict)
@@ -68,13 +68,13 @@ impl SharedPool {
 /// >>> from t2s import MemoryPool
 /// >>> pool = MemoryPool(ceiling_bytes=1 << 20)
 /// >>> buffer = pool.alloc(1500)
-/// >>> len(buffer), buffer.capacity, pool.stats()["bytes_live"]
+/// >>> len(buffer), buffer.capacity, pool.stats()["live_bytes"]
 /// (1500, 2048, 2048)
 /// >>> memoryview(buffer)[:5] = b"hello"
 /// >>> bytes(buffer)[:5]
 /// b'hello'
 /// >>> buffer.free()
-/// >>> pool.stats()["bytes_live"]
+/// >>> pool.stats()["live_bytes"]
 /// 0
 #[pyclass(frozen, module = "t2s")]
 pub(crate) struct MemoryPool(Arc<SharedPool>);
@@ -119,8 +119,8 @@ impl MemoryPool {
 
     /// Return the counters of the pool, by name, since it was made.
     ///
-    /// `alloc` and `free` count operations, `pool_miss` those that grew the heap, `refused` those at the ceiling;
-    /// `bytes_heap` and `bytes_heap_peak` are slabs, `bytes_live` and `buffers_live` what is handed out now;
+    /// `buffers_allocated` and `buffers_freed` count operations, `grow_stalls` those that grew the heap, `refused` those at the ceiling;
+    /// `heap_bytes` and `heap_peak_bytes` are slabs, `live_bytes` and `live_buffers` what is handed out now;
     /// `lock_wait_ns` is time spent waiting for the depot, `depot_exchanges` the visits to it.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         self.0.stats(py)

@@ -59,7 +59,7 @@ pub(crate) struct Replay {
     /// Counters of the core, as `Stack.stats` gives them.
     stats: Py<PyDict>,
     /// Bytes of pool buffers alive after the core's shutdown: 0 unless it leaks.
-    bytes_live: u64,
+    live_bytes: u64,
 }
 
 /// Ends a replay when Python has a signal to handle.
@@ -164,6 +164,6 @@ pub(crate) fn replay(
         midway: done.midway,
         other: done.other,
         stats: stats_dict(py, &done.stats)?.unbind(),
-        bytes_live: done.bytes_live,
+        live_bytes: done.live_bytes,
     })
 }

@@ -33,7 +33,7 @@ const DATAGRAM_HEADROOM: usize = 128;
 ///
 /// It does no input or output and reads no clock: `feed` it the packets of a device, `take` those that it answers with,
 /// do what `requests` asks for, and `advance` its clock. Settings left at `None` are the core's own defaults: `mtu` in
-/// bytes; `accept` `"deferred"` (the client's SYN is answered when the upstream is there) or `"early"`; `congestion`
+/// bytes; `syn_ack` `"after-connect"` (the client's SYN is answered when the upstream is there) or `"immediate"`; `congestion`
 /// `"cubic"` or `"newreno"`; `checksum` a kernel; `reassembly` `"bounded"` or `"unbounded"`; `dns` `"strict"` (only
 /// well-formed queries pass to port 53) or `"off"`; the bounds `max_tcp_flows`, `max_pending_connects`,
 /// `max_udp_sessions` and `buffer_budget` (bytes); `icmp_echo`; `idle_timeout_ns` and `connect_timeout_ns`. `seed`
@@ -85,14 +85,14 @@ impl Stack {
 impl Stack {
     #[new]
     #[pyo3(signature = (
-        *, mtu = None, accept = None, congestion = None, checksum = None, reassembly = None, dns = None,
+        *, mtu = None, syn_ack = None, congestion = None, checksum = None, reassembly = None, dns = None,
         max_tcp_flows = None, max_pending_connects = None, max_udp_sessions = None, buffer_budget = None,
         icmp_echo = None, idle_timeout_ns = None, connect_timeout_ns = None, seed = 0, pool = None, now_ns = 0
     ))]
     #[allow(clippy::too_many_arguments)] // each is a keyword in Python
     fn new(
         mtu: Option<u16>,
-        accept: Option<&str>,
+        syn_ack: Option<&str>,
         congestion: Option<&str>,
         checksum: Option<&str>,
         reassembly: Option<&str>,
@@ -111,10 +111,10 @@ impl Stack {
         let mut config = Config { secrets: Secrets::fixed(seed), ..Config::default() };
         set(&mut config.mtu, mtu);
         choose(
-            "accept",
-            accept,
+            "syn_ack",
+            syn_ack,
             &mut config.tcp.accept,
-            &[("deferred", AcceptMode::Deferred), ("early", AcceptMode::Early)],
+            &[("after-connect", AcceptMode::Deferred), ("immediate", AcceptMode::Early)],
         )?;
         choose(
             "congestion",

@@ -19,7 +19,7 @@ use crate::request::end_of;
 use crate::wait::{seconds, wait};
 
 /// Counters that are counts by name.
-const BY_NAME: [&str; 3] = ["flows_closed", "drops", "dial_failures"];
+const BY_NAME: [&str; 3] = ["flows_closed", "packets_dropped", "dial_failures"];
 
 /// A running tunnel: what clients send into its TUN device leaves through its proxy.
 ///
@@ -162,16 +162,16 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Stop: new connections are refused at once, and flows that are left after `grace_s` seconds are reset.
+    /// Stop: new connections are refused at once, and flows that are left after `shutdown_timeout_s` seconds are reset.
     ///
     /// Returns when all threads have ended. Ctrl-C ends the wait, not the stopping. Stopping twice is harmless.
-    #[pyo3(signature = (grace_s=0.0))]
-    fn stop(&self, py: Python<'_>, grace_s: f64) -> PyResult<()> {
-        let grace = seconds("grace_s", grace_s)?;
+    #[pyo3(signature = (shutdown_timeout_s=0.0))]
+    fn stop(&self, py: Python<'_>, shutdown_timeout_s: f64) -> PyResult<()> {
+        let timeout = seconds("shutdown_timeout_s", shutdown_timeout_s)?;
         let engine = Arc::clone(&self.engine);
         let (told, ended) = mpsc::channel::<()>();
         let stopper = std::thread::Builder::new().name("t2s-stop".into()).spawn(move || {
-            engine.stop(grace);
+            engine.stop(timeout);
             drop(told);
         })?;
         wait(py, Duration::MAX, move |step| ended.recv_timeout(step) == Err(mpsc::RecvTimeoutError::Disconnected))?;

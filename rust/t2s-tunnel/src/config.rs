@@ -31,9 +31,9 @@ pub enum OffloadMode {
 #[serde(rename_all = "kebab-case")]
 pub enum Accept {
     /// After the proxy has answered, so that a refused port is refused on the wire.
-    Deferred,
+    AfterConnect,
     /// At once.
-    Early,
+    Immediate,
 }
 
 /// Congestion control towards the client.
@@ -61,7 +61,7 @@ pub enum DnsMode {
 /// Whether greeting and request go to the proxy in one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Pipeline {
+pub enum SocksPipelining {
     /// When a probe at the start shows that the proxy reads it so.
     Auto,
     /// Always.
@@ -82,7 +82,7 @@ pub struct TunnelConfig {
     #[serde(skip_serializing)]
     pub password: Option<String>,
     /// Firewall mark of all sockets towards the upstream.
-    pub mark: Option<u32>,
+    pub fwmark: Option<u32>,
     /// Name of the TUN interface, or a pattern such as `t2s%d`; empty lets the kernel choose.
     pub tun: String,
     /// A TUN descriptor that the caller has opened; it is copied.
@@ -95,14 +95,14 @@ pub struct TunnelConfig {
     pub offload: OffloadMode,
     /// Set the interface up.
     pub up: bool,
-    /// User that the process becomes once the device is open, without capabilities but the one that `mark` needs.
+    /// User that the process becomes once the device is open, without capabilities but the one that `fwmark` needs.
     pub user: Option<String>,
     /// When the client's handshake is answered.
-    pub accept: Accept,
+    pub syn_ack: Accept,
     /// Congestion control towards the client.
     pub congestion: CongestionControl,
     /// Whether the SOCKS5 handshake is pipelined.
-    pub pipeline: Pipeline,
+    pub socks_pipelining: SocksPipelining,
     /// What happens to DNS queries.
     pub dns: DnsMode,
     /// The range of fake IPv4 addresses; `off`: none.
@@ -111,7 +111,7 @@ pub struct TunnelConfig {
     pub fake_ip_v6: String,
     /// Addresses at which the tunnel is a name server, with commas between; with fake addresses the first of each range
     /// if not told, else none.
-    pub dns_address: Option<String>,
+    pub dns_listen: Option<String>,
     /// It is one at every address.
     pub dns_hijack: bool,
     /// Where queries to these go that are not answered here: an IP address, or `address:port`.
@@ -127,7 +127,7 @@ pub struct TunnelConfig {
     /// Time for the proxy to answer a connect, seconds.
     pub connect_timeout: u32,
     /// Connections to the proxy that each worker makes ahead at most, while flows open in quick succession; 0: none.
-    pub connect_ahead: u16,
+    pub preconnect: u16,
     /// A TCP flow without traffic for this long is reset; 0: never. Seconds.
     pub tcp_idle_timeout: u32,
     /// A UDP session without traffic for this long ends, seconds.
@@ -137,7 +137,7 @@ pub struct TunnelConfig {
     /// Checksum kernel: `auto`, `scalar`, `swar`, `avx2`, `avx512` or `neon`.
     pub checksum: String,
     /// An event-loop iteration longer than this raises an alarm, milliseconds; 0 switches the watchdog off.
-    pub loop_limit_ms: u32,
+    pub loop_stall_ms: u32,
     /// Look for the next event so long before going to sleep, while the last ones came as soon, microseconds; 0: never,
     /// and neither without a CPU to spare.
     pub busy_poll_us: u32,
@@ -151,7 +151,7 @@ impl Default for TunnelConfig {
             proxy: String::new(),
             username: None,
             password: None,
-            mark: None,
+            fwmark: None,
             tun: String::new(),
             tun_fd: None,
             mtu: None,
@@ -159,15 +159,15 @@ impl Default for TunnelConfig {
             offload: OffloadMode::Auto,
             up: true,
             user: None,
-            accept: Accept::Deferred,
+            syn_ack: Accept::AfterConnect,
             congestion: CongestionControl::Cubic,
-            pipeline: Pipeline::Auto,
+            socks_pipelining: SocksPipelining::Auto,
             dns: DnsMode::Direct,
             // RFC 2544's range for benchmarks, which nothing on the Internet has, and a part of fc00::/8, which RFC
             // 4193 leaves undefined.
             fake_ip_v4: "198.18.0.0/15".into(),
             fake_ip_v6: "fc00::/18".into(),
-            dns_address: None,
+            dns_listen: None,
             dns_hijack: false,
             dns_server: None,
             icmp_echo: true,
@@ -175,12 +175,12 @@ impl Default for TunnelConfig {
             max_pending_connects: 4_096,
             max_udp_sessions: 16_384,
             connect_timeout: 30,
-            connect_ahead: 8,
+            preconnect: 8,
             tcp_idle_timeout: 7_200,
             udp_idle_timeout: 120,
             memory_budget_mib: 256,
             checksum: "auto".into(),
-            loop_limit_ms: 10,
+            loop_stall_ms: 10,
             busy_poll_us: 75,
             log_level: Level::Info,
         }
@@ -270,7 +270,7 @@ impl TunnelConfig {
         range("max_pending_connects", self.max_pending_connects, 1, 1_000_000)?;
         range("max_udp_sessions", self.max_udp_sessions, 1, 1_000_000)?;
         range("connect_timeout", self.connect_timeout, 1, 3_600)?;
-        range("connect_ahead", self.connect_ahead.into(), 0, 64)?;
+        range("preconnect", self.preconnect.into(), 0, 64)?;
         range("busy_poll_us", self.busy_poll_us, 0, 1_000)?;
         range("udp_idle_timeout", self.udp_idle_timeout, 1, 86_400)?;
         range("memory_budget_mib", self.memory_budget_mib, 8, 65_536)
@@ -317,9 +317,9 @@ impl TunnelConfig {
             mtu,
             offload,
             tcp: TcpConfig {
-                accept: match self.accept {
-                    Accept::Deferred => AcceptMode::Deferred,
-                    Accept::Early => AcceptMode::Early,
+                accept: match self.syn_ack {
+                    Accept::AfterConnect => AcceptMode::Deferred,
+                    Accept::Immediate => AcceptMode::Early,
                 },
                 congestion: match self.congestion {
                     CongestionControl::Cubic => Congestion::Cubic,

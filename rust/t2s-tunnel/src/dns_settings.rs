@@ -1,6 +1,6 @@
 //! What the settings say about DNS, checked: which queries end here, and where they go from here.
 //!
-//! A query is *ours* when it was sent to `dns_address`, or anywhere with `dns_hijack`. In fake-IP mode ours are
+//! A query is *ours* when it was sent to `dns_listen`, or anywhere with `dns_hijack`. In fake-IP mode ours are
 //! answered by the tunnel; in the other modes they travel to `dns_server`. It refuses what could not work: fake
 //! addresses without a proxy that resolves names, ours without a server, ranges without room.
 
@@ -40,12 +40,12 @@ impl DnsSettings {
     pub(crate) fn new(config: &TunnelConfig) -> Result<Self, ConfigError> {
         let v4 = range::<Ipv4Addr>("fake_ip_v4", &config.fake_ip_v4)?;
         let v6 = range::<Ipv6Addr>("fake_ip_v6", &config.fake_ip_v6)?;
-        let mut own = config.dns_address.as_deref().map_or(Ok(Vec::new()), addresses)?;
+        let mut own = config.dns_listen.as_deref().map_or(Ok(Vec::new()), addresses)?;
         let server = config.dns_server.as_deref().map(server).transpose()?;
         let hijack = config.dns_hijack;
         if config.dns != DnsMode::FakeIp {
             if server.is_none() && (hijack || !own.is_empty()) {
-                let key = if hijack { "dns_hijack" } else { "dns_address" };
+                let key = if hijack { "dns_hijack" } else { "dns_listen" };
                 return Err(refuse(key, "needs dns_server: only dns = \"fake-ip\" has answers of its own"));
             }
             return Ok(Self { own, hijack, server, ranges: None, proxy: None });
@@ -63,7 +63,7 @@ impl DnsSettings {
             own = ranges.first().collect();
         }
         if FakePool::new(ranges, &own, [0; 4]).is_none() {
-            return Err(refuse("dns_address", "leaves no room for a name in the fake ranges"));
+            return Err(refuse("dns_listen", "leaves no room for a name in the fake ranges"));
         }
         if server.is_some_and(|server| ranges.contains(server.ip())) {
             return Err(refuse("dns_server", "lies in a range of fake addresses"));
@@ -114,9 +114,9 @@ fn range<A: Family>(key: &'static str, text: &str) -> Result<Option<FakeRange<A>
 fn addresses(text: &str) -> Result<Vec<IpAddr>, ConfigError> {
     let one = |word: &str| {
         let address: IpAddr =
-            word.trim().parse().map_err(|_| refuse("dns_address", format!("{word:?} is no IP address")))?;
+            word.trim().parse().map_err(|_| refuse("dns_listen", format!("{word:?} is no IP address")))?;
         if address.is_unspecified() || address.is_multicast() {
-            return Err(refuse("dns_address", format!("nobody can send to {address}")));
+            return Err(refuse("dns_listen", format!("nobody can send to {address}")));
         }
         Ok(address)
     };
@@ -146,7 +146,7 @@ mod tests {
         let own = |keys: &str| plan(keys).unwrap().own.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(own(r#""dns": "fake-ip""#), ["198.18.0.1", "fc00::1"]);
         assert_eq!(own(r#""dns": "fake-ip", "fake_ip_v6": "off", "fake_ip_v4": "10.7.0.9/24""#), ["10.7.0.1"]);
-        assert_eq!(own(r#""dns": "fake-ip", "dns_address": "10.7.0.1, fd00::1""#), ["10.7.0.1", "fd00::1"]);
+        assert_eq!(own(r#""dns": "fake-ip", "dns_listen": "10.7.0.1, fd00::1""#), ["10.7.0.1", "fd00::1"]);
         assert!(own(r#""dns": "direct""#).is_empty());
     }
 
@@ -164,7 +164,7 @@ mod tests {
     fn what_could_not_work_is_refused() {
         for (keys, told) in [
             (r#""dns_hijack": true"#, "dns_hijack: needs dns_server"),
-            (r#""dns": "over-tcp", "dns_address": "10.0.0.1""#, "dns_address: needs dns_server"),
+            (r#""dns": "over-tcp", "dns_listen": "10.0.0.1""#, "dns_listen: needs dns_server"),
             (r#""dns_server": "dns.example""#, "dns_server: \"dns.example\" is neither"),
             (r#""dns_server": "9.9.9.9:0""#, "dns_server: "),
             (r#""dns": "fake-ip", "dns_server": "198.19.255.255""#, "dns_server: lies in a range"),
@@ -173,9 +173,9 @@ mod tests {
             (r#""fake_ip_v6": "fc00::""#, "fake_ip_v6: \"fc00::\" is not an IPv6 range"),
             (r#""dns": "fake-ip", "fake_ip_v4": "10.0.0.0/31""#, "fake_ip_v4: \"10.0.0.0/31\" has no room"),
             (r#""dns": "fake-ip", "fake_ip_v4": "10.0.0.0/33""#, "fake_ip_v4: \"10.0.0.0/33\" has no room"),
-            (r#""dns": "fake-ip", "fake_ip_v4": "10.0.0.0/30", "dns_address": "10.0.0.1,10.0.0.2""#, "dns_address: "),
-            (r#""dns": "fake-ip", "dns_address": "here""#, "dns_address: \"here\" is no IP address"),
-            (r#""dns": "fake-ip", "dns_address": "0.0.0.0""#, "dns_address: nobody can send to"),
+            (r#""dns": "fake-ip", "fake_ip_v4": "10.0.0.0/30", "dns_listen": "10.0.0.1,10.0.0.2""#, "dns_listen: "),
+            (r#""dns": "fake-ip", "dns_listen": "here""#, "dns_listen: \"here\" is no IP address"),
+            (r#""dns": "fake-ip", "dns_listen": "0.0.0.0""#, "dns_listen: nobody can send to"),
         ] {
             let error = plan(keys).unwrap_err();
             assert!(error.starts_with(told), "{keys}: {error}");

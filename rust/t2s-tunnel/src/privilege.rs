@@ -40,7 +40,7 @@ pub enum PrivilegeError {
         error: io::Error,
     },
     /// No capability for the mark.
-    #[error("mark: needs CAP_NET_RAW (Linux 5.17) or CAP_NET_ADMIN: {0}")]
+    #[error("fwmark: needs CAP_NET_RAW (Linux 5.17) or CAP_NET_ADMIN: {0}")]
     Mark(io::Error),
     /// A capability call failed.
     #[error("cannot give capabilities up: {0}")]
@@ -67,27 +67,27 @@ impl RunAs {
 
 /// Makes the process run as `run_as`, and confines the calling thread. Call it before other threads are started:
 /// those that exist lose all capabilities, and are not barred from gaining any.
-pub fn drop_privileges(run_as: &RunAs, mark: Option<u32>) -> Result<(), PrivilegeError> {
+pub fn drop_privileges(run_as: &RunAs, fwmark: Option<u32>) -> Result<(), PrivilegeError> {
     if !run_as.account.is_current() {
         credentials::keep_capabilities(true)?;
         let became = credentials::become_account(&run_as.account);
         credentials::keep_capabilities(false)?;
         became.map_err(|error| PrivilegeError::Become { name: run_as.name.clone(), error })?;
     }
-    drop_capabilities(mark)
+    drop_capabilities(fwmark)
 }
 
-/// Leaves the calling thread no capability but the one that `mark` needs.
-pub fn drop_capabilities(mark: Option<u32>) -> Result<(), PrivilegeError> {
+/// Leaves the calling thread no capability but the one that `fwmark` needs.
+pub fn drop_capabilities(fwmark: Option<u32>) -> Result<(), PrivilegeError> {
     let permitted = credentials::permitted()?;
     credentials::clear_ambient()?;
     credentials::no_new_privileges()?;
-    let Some(mark) = mark else { return Ok(credentials::set_capabilities(0, 0)?) };
+    let Some(fwmark) = fwmark else { return Ok(credentials::set_capabilities(0, 0)?) };
     let mut refusal = None;
     for wanted in [NET_RAW, NET_ADMIN] {
         let had = permitted & wanted;
         credentials::set_capabilities(permitted & (NET_RAW | NET_ADMIN), had)?;
-        match try_mark(mark) {
+        match try_fwmark(fwmark) {
             Ok(()) => return Ok(credentials::set_capabilities(had, had)?),
             Err(error) => refusal = Some(error),
         }
@@ -97,9 +97,9 @@ pub fn drop_capabilities(mark: Option<u32>) -> Result<(), PrivilegeError> {
 }
 
 /// Sets a mark on a socket that goes nowhere.
-fn try_mark(mark: u32) -> io::Result<()> {
+fn try_fwmark(fwmark: u32) -> io::Result<()> {
     let socket = socket::udp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    socket::set(&socket, SocketOption::Mark, mark as i32)
+    socket::set(&socket, SocketOption::Mark, fwmark as i32)
 }
 
 #[cfg(test)]
@@ -132,7 +132,7 @@ mod tests {
         } else {
             assert!(outcome.is_ok());
             assert_eq!((left & before, left.count_ones()), (left, 1));
-            assert!(alone(move || drop_capabilities(Some(7)).and_then(|()| Ok(try_mark(7)?))).is_ok());
+            assert!(alone(move || drop_capabilities(Some(7)).and_then(|()| Ok(try_fwmark(7)?))).is_ok());
         }
     }
 

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use crate::config::Pipeline;
+use crate::config::SocksPipelining;
 use crate::dial::endpoint::ProxyEndpoint;
 use crate::dial::error::ConnectError;
 use crate::dial::url::{Host, ProxyUrl, Scheme};
@@ -79,10 +79,10 @@ fn probe(shared: &Shared, epoll: &Epoll, events: &mut Events) -> io::Result<()> 
         return Ok(());
     }
     let mut capabilities = ProxyCapabilities { answered: false, udp: None };
-    if shared.config.pipeline != Pipeline::Off {
+    if shared.config.socks_pipelining != SocksPipelining::Off {
         endpoint.pipelined = true;
         capabilities = ask(shared, &endpoint, epoll, events)?;
-        if capabilities.answered || shared.config.pipeline == Pipeline::On {
+        if capabilities.answered || shared.config.socks_pipelining == SocksPipelining::On {
             shared.endpoint.update(|endpoint| endpoint.pipelined = true);
         }
     }
@@ -109,7 +109,7 @@ fn probe(shared: &Shared, epoll: &Epoll, events: &mut Events) -> io::Result<()> 
 fn ask(shared: &Shared, endpoint: &ProxyEndpoint, epoll: &Epoll, events: &mut Events) -> io::Result<ProxyCapabilities> {
     let silent = ProxyCapabilities { answered: false, udp: None };
     let (fd, mut attempt): (OwnedFd, Connector) =
-        match Connector::connect(endpoint, shared.config.mark, &Target::Associate) {
+        match Connector::connect(endpoint, shared.config.fwmark, &Target::Associate) {
             Ok(started) => started,
             Err(_) => return Ok(silent),
         };

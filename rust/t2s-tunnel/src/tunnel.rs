@@ -17,7 +17,7 @@ use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::Stack;
 use t2s_core::time::Instant;
 
-use crate::config::{ConfigError, Pipeline, TunnelConfig};
+use crate::config::{ConfigError, SocksPipelining, TunnelConfig};
 use crate::dial::endpoint::SharedEndpoint;
 use crate::dial::{Credentials, ProxyEndpoint};
 use crate::dns_settings::DnsSettings;
@@ -139,12 +139,12 @@ impl Tunnel {
         let run_as = config.user.as_deref().map(RunAs::find).transpose()?;
         let mut endpoint =
             ProxyEndpoint::resolve(&url).map_err(|error| StartError::Resolve { host: url.host.to_string(), error })?;
-        endpoint.pipelined = config.pipeline == Pipeline::On;
+        endpoint.pipelined = config.socks_pipelining == SocksPipelining::On;
         let logger = Logger::new(config.log_level, sink);
         let device = Device::open(&config.device())?;
         if let Some(run_as) = run_as {
             // Before any thread starts: capabilities are a thread's own, and passed on to the threads that it starts.
-            privilege::drop_privileges(&run_as, config.mark)?;
+            privilege::drop_privileges(&run_as, config.fwmark)?;
         }
         let workers = device.queues.len();
         let stack_config = config.stack(device.mtu, device.offload, secrets()?, kernel);
@@ -226,7 +226,7 @@ impl Tunnel {
             let thread = std::thread::Builder::new().name(format!("t2s-worker-{index}")).spawn(move || {
                 let _leave = leave;
                 // What is wrong with it is the same in each thread, and told by the probe's.
-                let _ = privilege::drop_capabilities(confined.config.mark);
+                let _ = privilege::drop_capabilities(confined.config.fwmark);
                 worker.run()
             })?;
             lock(&this.handles).push(Handle { commands, waker, thread: Some(thread), last: None });
@@ -234,7 +234,7 @@ impl Tunnel {
         let shared = Arc::clone(&this.shared);
         let probe = std::thread::Builder::new().name("t2s-probe".into()).spawn(move || {
             // A mark that cannot be set fails each connection by itself, so that here it is only told.
-            if let Err(error) = privilege::drop_capabilities(shared.config.mark) {
+            if let Err(error) = privilege::drop_capabilities(shared.config.fwmark) {
                 shared.logger.say(Level::Warn, format_args!("{error}"));
             }
             if let Err(error) = proxy_probe::run(&shared, &url) {
@@ -309,21 +309,21 @@ impl Tunnel {
         if credentials.is_some() {
             self.shared.endpoint.update(|endpoint| {
                 endpoint.credentials = credentials;
-                endpoint.pipelined = self.shared.config.pipeline == Pipeline::On;
+                endpoint.pipelined = self.shared.config.socks_pipelining == SocksPipelining::On;
             });
             self.shared.probe_pending.store(true, Ordering::Release);
             self.shared.proxy_probe.wake();
         }
     }
 
-    /// Stops: new connections are refused at once, flows that are left after `grace` are reset. Returns when every
+    /// Stops: new connections are refused at once, flows that are left after `shutdown_timeout` are reset. Returns when every
     /// thread has ended. Stopping twice is harmless.
-    pub fn stop(&self, grace: Duration) {
+    pub fn stop(&self, shutdown_timeout: Duration) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.proxy_probe.wake();
-        let grace = u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX);
+        let shutdown_timeout = u64::try_from(shutdown_timeout.as_nanos()).unwrap_or(u64::MAX);
         for handle in lock(&self.handles).iter() {
-            if handle.last.is_none() && handle.commands.send(Command::Stop { grace }).is_ok() {
+            if handle.last.is_none() && handle.commands.send(Command::Stop { shutdown_timeout }).is_ok() {
                 handle.waker.wake();
             }
         }

@@ -319,25 +319,25 @@ impl Shared {
         drop(registry);
         let mut stats = PoolStats {
             refused: self.refused.load(Ordering::Relaxed),
-            bytes_heap: self.heap.load(Ordering::Relaxed),
-            bytes_heap_peak: self.heap_peak.load(Ordering::Relaxed),
+            heap_bytes: self.heap.load(Ordering::Relaxed),
+            heap_peak_bytes: self.heap_peak.load(Ordering::Relaxed),
             ..PoolStats::default()
         };
         for class in 0..CLASSES.len() {
             // Readers wait here without timing: statistics do not count as waiting of the packet path.
             let shelf = self.shelves[class].lock().unwrap_or_else(PoisonError::into_inner);
-            stats.pool_miss += shelf.misses;
-            stats.slabs_ahead += shelf.ahead;
+            stats.grow_stalls += shelf.misses;
+            stats.preallocated_slabs += shelf.ahead;
             stats.lock_wait_ns += shelf.lock_wait_ns;
             stats.depot_exchanges += shelf.exchanges;
             let free = free[class] + shelf.dropped;
             drop(shelf);
             // A buffer freed by another thread between the two reads may be missed on one side only.
             let live = alloc[class].saturating_sub(free);
-            stats.alloc += alloc[class];
-            stats.free += free;
-            stats.buffers_live += live as usize;
-            stats.bytes_live += live as usize * CLASSES[class];
+            stats.buffers_allocated += alloc[class];
+            stats.buffers_freed += free;
+            stats.live_buffers += live as usize;
+            stats.live_bytes += live as usize * CLASSES[class];
         }
         stats
     }

@@ -12,7 +12,7 @@
 //! * a buffer that is dropped instead of freed goes back through the depot's lock: slower, never lost;
 //! * a buffer may outlive every handle of its pool; the last one to go takes the pool's memory with it;
 //! * memory that stayed idle is given back to the system by [`Pool::give_back`];
-//! * [`PoolStats::bytes_live`] is exact once all threads rest: 0 after a drain means that nothing leaked.
+//! * [`PoolStats::live_bytes`] is exact once all threads rest: 0 after a drain means that nothing leaked.
 //!
 //! Refused: buffers above the largest class, and any allocation beyond the ceiling.
 
@@ -73,23 +73,23 @@ impl std::fmt::Debug for PoolConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
     /// Buffers handed out.
-    pub alloc: u64,
+    pub buffers_allocated: u64,
     /// Buffers that came back, freed or dropped.
-    pub free: u64,
+    pub buffers_freed: u64,
     /// Allocations that had to grow the heap by a slab, and waited for it.
-    pub pool_miss: u64,
+    pub grow_stalls: u64,
     /// Slabs by which [`PoolCache::grow_ahead`] grew the heap, when no allocation waited.
-    pub slabs_ahead: u64,
+    pub preallocated_slabs: u64,
     /// Allocations refused: at the ceiling, out of system memory, or larger than the largest class.
     pub refused: u64,
     /// Bytes of slabs held now.
-    pub bytes_heap: usize,
-    /// The most that [`Self::bytes_heap`] ever was.
-    pub bytes_heap_peak: usize,
+    pub heap_bytes: usize,
+    /// The most that [`Self::heap_bytes`] ever was.
+    pub heap_peak_bytes: usize,
     /// Capacity of the buffers that are handed out, bytes.
-    pub bytes_live: usize,
+    pub live_bytes: usize,
     /// Buffers that are handed out.
-    pub buffers_live: usize,
+    pub live_buffers: usize,
     /// Nanoseconds that threads waited for the depot's locks.
     pub lock_wait_ns: u64,
     /// Visits to the depot: magazine exchanges and single operations under its lock.

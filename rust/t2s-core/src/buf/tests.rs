@@ -23,10 +23,10 @@ fn a_buffer_goes_round() {
     assert_eq!(buf.append(b"payload"), 7);
     buf.prepend(3).expect("headroom").copy_from_slice(b"ip ");
     assert_eq!(buf.as_slice(), b"ip payload");
-    assert_eq!(pool.stats().bytes_live, 2_048);
+    assert_eq!(pool.stats().live_bytes, 2_048);
     cache.free(buf);
     let stats = pool.stats();
-    assert_eq!((stats.alloc, stats.free, stats.pool_miss, stats.bytes_live), (1, 1, 1, 0));
+    assert_eq!((stats.buffers_allocated, stats.buffers_freed, stats.grow_stalls, stats.live_bytes), (1, 1, 1, 0));
 }
 
 #[test]
@@ -87,10 +87,10 @@ fn the_ceiling_refuses_and_counts() {
         assert_eq!(held.len(), 512, "four slabs of 128");
         assert!(cache.alloc(2_000, 0).is_err() && cache.alloc(10, 0).is_err());
         let stats = pool.stats();
-        assert_eq!((stats.refused, stats.bytes_heap, stats.bytes_live), (3, MIB, MIB));
+        assert_eq!((stats.refused, stats.heap_bytes, stats.live_bytes), (3, MIB, MIB));
         held.drain(..).for_each(|buf| cache.free(buf));
         assert!(cache.alloc(2_000, 0).is_ok(), "freed memory serves again");
-        assert_eq!(pool.stats().bytes_heap_peak, MIB);
+        assert_eq!(pool.stats().heap_peak_bytes, MIB);
     }
 }
 
@@ -105,9 +105,9 @@ fn at_the_ceiling_a_class_gets_what_another_leaves_idle() {
     }
     cache.flush();
     let large = cache.alloc(60_000, 0).expect("the idle slabs of the small class make room");
-    assert!(pool.stats().bytes_heap <= 2 * MIB);
+    assert!(pool.stats().heap_bytes <= 2 * MIB);
     cache.free(large);
-    assert_eq!(pool.stats().bytes_live, 0);
+    assert_eq!(pool.stats().live_bytes, 0);
 }
 
 #[test]
@@ -121,21 +121,21 @@ fn idle_memory_goes_back_after_two_quiet_intervals() {
         }
     };
     burst(&mut cache);
-    let peak = pool.stats().bytes_heap;
+    let peak = pool.stats().heap_bytes;
     assert!(peak >= 10_000 * 2_048);
     pool.give_back();
     pool.give_back();
-    assert_eq!(pool.stats().bytes_heap, peak, "the burst may come again");
+    assert_eq!(pool.stats().heap_bytes, peak, "the burst may come again");
     burst(&mut cache);
-    let misses = pool.stats().pool_miss;
+    let misses = pool.stats().grow_stalls;
     (0..4).for_each(|_| pool.give_back());
-    assert!(pool.stats().bytes_heap < peak / 10, "only slabs of the cached buffers stay: {:?}", pool.stats());
+    assert!(pool.stats().heap_bytes < peak / 10, "only slabs of the cached buffers stay: {:?}", pool.stats());
     cache.flush();
     (0..4).for_each(|_| pool.give_back());
-    assert_eq!(pool.stats().bytes_heap, 0);
+    assert_eq!(pool.stats().heap_bytes, 0);
     burst(&mut cache);
     let stats = pool.stats();
-    assert_eq!((stats.bytes_heap, stats.pool_miss), (peak, 2 * misses));
+    assert_eq!((stats.heap_bytes, stats.grow_stalls), (peak, 2 * misses));
 }
 
 #[test]
@@ -150,11 +150,11 @@ fn a_busy_pool_keeps_its_working_set() {
         cache.flush();
         pool.give_back();
         if round == 5 {
-            assert_eq!((pool.stats().pool_miss, pool.stats().slabs_ahead), (8, 1));
+            assert_eq!((pool.stats().grow_stalls, pool.stats().preallocated_slabs), (8, 1));
         }
     }
     let stats = pool.stats();
-    assert_eq!((stats.pool_miss, stats.slabs_ahead), (8, 1), "what each interval needs is never given back");
+    assert_eq!((stats.grow_stalls, stats.preallocated_slabs), (8, 1), "what each interval needs is never given back");
 }
 
 #[test]
@@ -178,14 +178,14 @@ fn live_buffers_gather_so_that_slabs_empty() {
         .collect();
     cache.flush();
     (0..4).for_each(|_| pool.give_back());
-    assert!(pool.stats().bytes_heap >= 100 * 128 * 1024, "each survivor keeps its slab");
+    assert!(pool.stats().heap_bytes >= 100 * 128 * 1024, "each survivor keeps its slab");
     let fresh: Vec<_> = (0..100).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
     survivors.drain(..).for_each(|buf| cache.free(buf));
     cache.flush();
     (0..4).for_each(|_| pool.give_back());
     let stats = pool.stats();
-    assert_eq!(stats.buffers_live, 100);
-    assert_eq!(stats.bytes_heap, 256 * 1024, "{stats:?}");
+    assert_eq!(stats.live_buffers, 100);
+    assert_eq!(stats.heap_bytes, 256 * 1024, "{stats:?}");
     drop(fresh);
 }
 
@@ -203,7 +203,11 @@ fn between_turns_the_pool_grows_before_anything_waits() {
             cache.grow_ahead();
         }
         let stats = pool.stats();
-        assert_eq!((stats.pool_miss, stats.slabs_ahead), (1, 50), "6,400 buffers fill 50 slabs, and one is spare");
+        assert_eq!(
+            (stats.grow_stalls, stats.preallocated_slabs),
+            (1, 50),
+            "6,400 buffers fill 50 slabs, and one is spare"
+        );
         assert_eq!(MEMORY.mapped(), 51);
         held.drain(..).for_each(|buf| cache.free(buf));
         for _ in 0..1_000 {
@@ -211,10 +215,10 @@ fn between_turns_the_pool_grows_before_anything_waits() {
             cache.grow_ahead();
             cache.free(buf);
         }
-        assert_eq!(pool.stats().slabs_ahead, 50, "there is plenty");
+        assert_eq!(pool.stats().preallocated_slabs, 50, "there is plenty");
         cache.flush();
         pool.reclaim();
-        assert_eq!((pool.stats().bytes_heap, MEMORY.mapped()), (0, 0));
+        assert_eq!((pool.stats().heap_bytes, MEMORY.mapped()), (0, 0));
     }
 }
 
@@ -224,16 +228,16 @@ fn what_was_mapped_ahead_makes_room_at_the_ceiling() {
     let mut cache = pool.cache();
     let small: Vec<_> = (0..65).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
     assert!(cache.grow_ahead() && !cache.grow_ahead());
-    assert_eq!((pool.stats().bytes_heap, pool.stats().slabs_ahead), (MIB / 2, 1));
+    assert_eq!((pool.stats().heap_bytes, pool.stats().preallocated_slabs), (MIB / 2, 1));
     let large: Vec<_> = (0..16).map(|_| cache.alloc(60_000, 0).expect("the spare slab makes room")).collect();
-    assert_eq!(pool.stats().bytes_heap, memory::slab_bytes(1) + 2 * memory::slab_bytes(3));
+    assert_eq!(pool.stats().heap_bytes, memory::slab_bytes(1) + 2 * memory::slab_bytes(3));
     (0..CLASSES.len()).for_each(|_| assert!(!cache.grow_ahead(), "no slab of any class would fit beside it"));
     let stats = pool.stats();
-    assert_eq!((stats.pool_miss, stats.slabs_ahead, stats.refused), (3, 1, 0));
+    assert_eq!((stats.grow_stalls, stats.preallocated_slabs, stats.refused), (3, 1, 0));
     small.into_iter().chain(large).for_each(|buf| cache.free(buf));
     cache.flush();
     pool.reclaim();
-    assert_eq!(pool.stats().bytes_heap, 0);
+    assert_eq!(pool.stats().heap_bytes, 0);
 }
 
 #[test]
@@ -243,15 +247,15 @@ fn a_spare_slab_goes_when_nobody_has_needed_it() {
     let held: Vec<_> = (0..128).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
     assert!(cache.grow_ahead());
     pool.give_back();
-    assert_eq!(pool.stats().bytes_heap, MIB / 2, "the last interval had use for it");
+    assert_eq!(pool.stats().heap_bytes, MIB / 2, "the last interval had use for it");
     pool.give_back();
-    assert_eq!(pool.stats().bytes_heap, MIB / 4, "this one had not");
+    assert_eq!(pool.stats().heap_bytes, MIB / 4, "this one had not");
     for buf in held {
         cache.free(buf);
     }
     cache.flush();
     (0..3).for_each(|_| pool.give_back());
-    assert_eq!(pool.stats().bytes_heap, 0);
+    assert_eq!(pool.stats().heap_bytes, 0);
 }
 
 #[test]
@@ -262,7 +266,7 @@ fn growing_ahead_without_memory_refuses_nothing() {
     let held: Vec<_> = (0..1_000).map(|_| cache.alloc(100, 0).expect("room")).collect();
     assert!(cache.grow_ahead());
     let stats = pool.stats();
-    assert_eq!((MEMORY.refused(), stats.refused, stats.slabs_ahead, stats.bytes_heap), (1, 0, 0, MIB / 4));
+    assert_eq!((MEMORY.refused(), stats.refused, stats.preallocated_slabs, stats.heap_bytes), (1, 0, 0, MIB / 4));
     for buf in held {
         cache.free(buf);
     }
@@ -284,7 +288,7 @@ fn threads_that_grow_ahead_stay_below_the_ceiling() {
                         held.extend(cache.alloc(len, 0));
                         cache.grow_ahead();
                     }
-                    assert!(pool.stats().bytes_heap_peak <= 4 * MIB);
+                    assert!(pool.stats().heap_peak_bytes <= 4 * MIB);
                     held.drain(..).for_each(|buf| cache.free(buf));
                     if round % 3 == 0 {
                         cache.give_back();
@@ -294,9 +298,9 @@ fn threads_that_grow_ahead_stay_below_the_ceiling() {
         }
     });
     let stats = pool.stats();
-    assert!(stats.refused > 0 && stats.slabs_ahead > 0, "{stats:?}");
+    assert!(stats.refused > 0 && stats.preallocated_slabs > 0, "{stats:?}");
     pool.reclaim();
-    assert_eq!((pool.stats().bytes_heap, pool.stats().bytes_live), (0, 0));
+    assert_eq!((pool.stats().heap_bytes, pool.stats().live_bytes), (0, 0));
 }
 
 #[test]
@@ -308,10 +312,10 @@ fn a_system_without_memory_is_a_refusal() {
     let large = cache.alloc(60_000, 0).expect("room");
     assert!(cache.alloc(2_000, 0).is_err());
     let stats = pool.stats();
-    assert_eq!((stats.refused, stats.pool_miss), (1, 2));
+    assert_eq!((stats.refused, stats.grow_stalls), (1, 2));
     drop((small, large, cache));
     pool.reclaim();
-    assert_eq!((pool.stats().bytes_heap, MEMORY.mapped()), (0, 0));
+    assert_eq!((pool.stats().heap_bytes, MEMORY.mapped()), (0, 0));
 }
 
 #[test]
@@ -322,7 +326,7 @@ fn buffers_outlive_every_handle_and_take_the_memory_with_them() {
         let mut cache = pool.cache();
         let mut held: Vec<_> = (0..1_000).map(|n| cache.alloc([100, 2_000, 9_000][n % 3], 0).expect("room")).collect();
         while cache.grow_ahead() {}
-        assert!(pool.stats().slabs_ahead > 0);
+        assert!(pool.stats().preallocated_slabs > 0);
         held.drain(500..).for_each(|buf| cache.free(buf));
         drop(pool);
         drop(cache);
@@ -346,7 +350,7 @@ fn a_dropped_buffer_is_not_lost() {
         drop(held);
     }
     let stats = pool.stats();
-    assert_eq!((stats.alloc, stats.free, stats.bytes_live), (5_120, 5_120, 0));
+    assert_eq!((stats.buffers_allocated, stats.buffers_freed, stats.live_bytes), (5_120, 5_120, 0));
 }
 
 #[test]
@@ -354,9 +358,9 @@ fn a_buffer_of_another_pool_goes_home() {
     let (one, two) = (pool(MIB, 4), pool(MIB, 4));
     let (mut first, mut second) = (one.cache(), two.cache());
     second.free(first.alloc(100, 0).expect("room"));
-    assert_eq!((one.stats().bytes_live, two.stats().free), (0, 0));
+    assert_eq!((one.stats().live_bytes, two.stats().buffers_freed), (0, 0));
     drop((first, one));
-    assert_eq!(two.stats().bytes_heap, 0);
+    assert_eq!(two.stats().heap_bytes, 0);
     assert!(second.alloc(100, 0).is_ok());
 }
 
@@ -400,16 +404,16 @@ fn threads_hand_buffers_on_without_loss() {
                 for _ in 0..ROUNDS / 10 {
                     pool.give_back();
                     let stats = pool.stats();
-                    assert!(stats.bytes_heap <= stats.bytes_heap_peak && stats.bytes_heap_peak <= 64 * MIB);
+                    assert!(stats.heap_bytes <= stats.heap_peak_bytes && stats.heap_peak_bytes <= 64 * MIB);
                     std::thread::yield_now();
                 }
             });
         });
         let stats = pool.stats();
-        assert_eq!((stats.alloc, stats.free), (3 * ROUNDS as u64, 3 * ROUNDS as u64));
-        assert_eq!((stats.bytes_live, stats.buffers_live, stats.refused), (0, 0, 0));
+        assert_eq!((stats.buffers_allocated, stats.buffers_freed), (3 * ROUNDS as u64, 3 * ROUNDS as u64));
+        assert_eq!((stats.live_bytes, stats.live_buffers, stats.refused), (0, 0, 0));
         pool.reclaim();
-        assert_eq!(pool.stats().bytes_heap, 0);
+        assert_eq!(pool.stats().heap_bytes, 0);
     }
 }
 
@@ -493,7 +497,7 @@ proptest! {
                     } else {
                         refusals += 1;
                         let too_large = len.max(headroom) > CLASSES[3];
-                        prop_assert!(too_large || pool.stats().bytes_heap + MIB > ceiling, "refused below the ceiling");
+                        prop_assert!(too_large || pool.stats().heap_bytes + MIB > ceiling, "refused below the ceiling");
                     }
                 }
                 Step::Free(n) if !held.is_empty() => {
@@ -523,9 +527,9 @@ proptest! {
             }
             let stats = pool.stats();
             let live: usize = held.iter().map(|(buf, _)| buf.capacity()).sum();
-            prop_assert_eq!((stats.alloc, stats.free, stats.refused), (allocs, frees, refusals));
-            prop_assert_eq!((stats.bytes_live, stats.buffers_live), (live, held.len()));
-            prop_assert!(live <= stats.bytes_heap && stats.bytes_heap <= ceiling);
+            prop_assert_eq!((stats.buffers_allocated, stats.buffers_freed, stats.refused), (allocs, frees, refusals));
+            prop_assert_eq!((stats.live_bytes, stats.live_buffers), (live, held.len()));
+            prop_assert!(live <= stats.heap_bytes && stats.heap_bytes <= ceiling);
         }
         for (buf, twin) in &held {
             prop_assert_eq!(buf.as_slice(), &twin[..]);
@@ -533,6 +537,6 @@ proptest! {
         drop(held);
         drop(cache);
         pool.reclaim();
-        prop_assert_eq!((pool.stats().bytes_live, pool.stats().bytes_heap), (0, 0));
+        prop_assert_eq!((pool.stats().live_bytes, pool.stats().heap_bytes), (0, 0));
     }
 }

@@ -107,7 +107,7 @@ impl Bench {
         assert_eq!((stats.flows, stats.pending, stats.sessions, stats.timers), (0, 0, 0, 0), "{stats:?}");
         assert_eq!((stats.buffered, stats.reassembly_bytes, stats.fragment_bytes), (0, 0, 0));
         assert_eq!(self.map.len(), 0);
-        assert_eq!(self.pool.stats().buffers_live, 0);
+        assert_eq!(self.pool.stats().live_buffers, 0);
     }
 
     fn shut_down(&mut self) {
@@ -493,7 +493,7 @@ fn a_packet_of_another_workers_flow_is_handed_over() {
         stack.shutdown(now);
         while stack.poll_transmit(now).is_some() {}
     }
-    assert_eq!((map.len(), pool.stats().buffers_live), (0, 0));
+    assert_eq!((map.len(), pool.stats().live_buffers), (0, 0));
 }
 
 proptest! {

@@ -193,6 +193,6 @@ mod tests {
         }
         assert_eq!(queue.clear(&mut cache), twin.len());
         drop(cache);
-        assert_eq!(pool.stats().bytes_live, 0);
+        assert_eq!(pool.stats().live_bytes, 0);
     }
 }

@@ -61,7 +61,7 @@ impl Bench {
         assert!(self.table.is_empty());
         assert_eq!((self.table.queued_bytes(), self.table.next_timeout()), (0, None));
         drop(self.cache);
-        assert_eq!(self.pool.stats().bytes_live, 0);
+        assert_eq!(self.pool.stats().live_bytes, 0);
     }
 }
 

@@ -377,7 +377,7 @@ impl Driver {
         assert_eq!((stats.flows, stats.sessions, stats.buffered), (0, 0, 0), "flows, sessions, bytes queued");
         assert_eq!((stats.reassembly_bytes, stats.fragment_bytes, stats.timers), (0, 0, 0), "reassembly, timers");
         drop(self.stack);
-        assert_eq!(self.pool.stats().buffers_live, 0, "buffers");
+        assert_eq!(self.pool.stats().live_buffers, 0, "buffers");
         stats
     }
 }

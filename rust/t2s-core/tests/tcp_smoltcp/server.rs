@@ -383,8 +383,8 @@ impl Server {
         assert!(self.tcb.is_none(), "seed {}: flow left", plan.seed);
         self.cache.flush();
         let stats = self.pool.stats();
-        assert_eq!(stats.buffers_live, 0, "seed {}: buffers left", plan.seed);
-        assert_eq!(stats.bytes_live, 0);
+        assert_eq!(stats.live_buffers, 0, "seed {}: buffers left", plan.seed);
+        assert_eq!(stats.live_bytes, 0);
         assert_eq!(self.budget.used(), 0, "seed {}: out-of-order bytes left", plan.seed);
         assert_eq!(self.memory.used(), 0, "seed {}: queued bytes left", plan.seed);
     }

@@ -109,7 +109,7 @@ impl Churn {
                 flow.todo -= 1;
                 Step::Again
             }
-            State::Open if self.rng.chance(self.spec.reset_share) => {
+            State::Open if self.rng.chance(self.spec.reset_ratio) => {
                 // What was not acknowledged is withdrawn: the core must throw it away (RFC 9293, section 3.10.7.4).
                 let withdrawn = u64::from(flow.unacknowledged());
                 if self.clients.reset(at, link) {

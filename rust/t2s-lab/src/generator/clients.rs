@@ -66,19 +66,19 @@ const NOBODY: u32 = u32::MAX;
 const DRAWS: u32 = 4_096;
 
 impl Clients {
-    /// `count` connections, `v6_share` of them over IPv6, every second one with timestamps if segments are large enough
+    /// `count` connections, `v6_ratio` of them over IPv6, every second one with timestamps if segments are large enough
     /// for 12 bytes of option not to be most of a packet.
     pub fn new(
         shape: Shape,
         count: usize,
-        v6_share: f64,
+        v6_ratio: f64,
         spare_slots: usize,
         ports: &Arc<[u16]>,
         placement: Placement,
         mut rng: Rng,
     ) -> Self {
         let timestamps = shape.segment >= TIMESTAMPS_FROM;
-        let flow = |at: usize, rng: &mut Rng| Flow::new(rng.chance(v6_share), timestamps && at.is_multiple_of(2));
+        let flow = |at: usize, rng: &mut Rng| Flow::new(rng.chance(v6_ratio), timestamps && at.is_multiple_of(2));
         let flows: Vec<Flow> = (0..count).map(|at| flow(at, &mut rng)).collect();
         // Half of the ports may belong to other workers; spare slots keep ports from being used again too soon.
         let slots = count / (ports.len() / 2) + spare_slots;

@@ -63,17 +63,17 @@ impl Component {
             segment,
             sums: PayloadSums::new(pattern, segment as usize),
         };
-        let clients = |count: u32, segment, v6_share, spare| {
+        let clients = |count: u32, segment, v6_ratio, spare| {
             let count = part(count, worker, spec.workers);
-            Clients::new(shape(segment), count, v6_share, spare, ports, placement.clone(), rng(1))
+            Clients::new(shape(segment), count, v6_ratio, spare, ports, placement.clone(), rng(1))
         };
         match &spec.components[index] {
             spec::Component::TcpStream(c) => {
-                let clients = clients(c.flows, c.segment_bytes, c.v6_share, 1);
+                let clients = clients(c.flows, c.segment_bytes, c.v6_ratio, 1);
                 Self::Stream(Box::new(Stream::new(c.clone(), clients, rng(2))))
             }
             spec::Component::TcpChurn(c) => {
-                let clients = clients(c.concurrent, c.segment_bytes, c.v6_share, CHURN_SLOTS);
+                let clients = clients(c.concurrent, c.segment_bytes, c.v6_ratio, CHURN_SLOTS);
                 Self::Churn(Box::new(Churn::new(c.clone(), clients, rng(2))))
             }
             spec::Component::Udp(c) => {

@@ -61,7 +61,7 @@ impl Datagrams {
         let slots = count / (ports.len() / 2) + 1;
         let mut cursors = [PortCursor::new(Arc::clone(ports), slots), PortCursor::new(Arc::clone(ports), slots)];
         let ends = (0..count).map(|_| {
-            let v6 = rng.chance(spec.v6_share);
+            let v6 = rng.chance(spec.v6_ratio);
             let blank = FlowAddresses { v6, worker, component, slot: 0, client_port: 0, target_port: UDP_PORT };
             draw(&mut cursors[usize::from(v6)], placement, blank)
         });

@@ -45,11 +45,11 @@ fn run(spec: &PhaseSpec) -> Run {
 }
 
 const STREAM: &str = r#"{"kind":"tcp_stream","weight":2,"flows":32,"segment_bytes":500,"reorder":0.2,"duplicate":0.02,
-    "overlap":0.02,"v6_share":0.3,"upstream":{"mode":"sink"}}"#;
+    "overlap":0.02,"v6_ratio":0.3,"upstream":{"mode":"sink"}}"#;
 const CHURN: &str = r#"{"kind":"tcp_churn","weight":1,"concurrent":16,"segments":3,"segment_bytes":100,
-    "reset_share":0.3,"v6_share":0.5,"upstream":{"mode":"sink"}}"#;
+    "reset_ratio":0.3,"v6_ratio":0.5,"upstream":{"mode":"sink"}}"#;
 const UDP: &str =
-    r#"{"kind":"udp","weight":1,"flows":16,"payload_bytes":18,"v6_share":0.5,"upstream":{"mode":"echo"}}"#;
+    r#"{"kind":"udp","weight":1,"flows":16,"payload_bytes":18,"v6_ratio":0.5,"upstream":{"mode":"echo"}}"#;
 const DNS: &str = r#"{"kind":"dns","weight":1,"names":100,"malformed":0.1,"upstream":{"mode":"sink"}}"#;
 const HOSTILE: &str = r#"{"kind":"malformed","weight":1},{"kind":"syn_flood","weight":1}"#;
 

@@ -16,7 +16,7 @@ use t2s_sys::clock::{thread_cpu_nanos, thread_sleeps, thread_tick_nanos, tick_na
 
 /// One loop iteration that took too long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Alarm {
+pub struct LoopStall {
     /// When, milliseconds from the begin of the measured window.
     pub at_ms: i64,
     /// The longest stage of the iteration.
@@ -68,7 +68,7 @@ pub struct LoopTimer {
     tick: Option<u64>,
     /// Time since then that the loop was away between iterations, nanoseconds.
     gaps: u64,
-    /// The window's origin, nanoseconds; alarms count from it.
+    /// The window's origin, nanoseconds; stalls count from it.
     pub origin: u64,
     /// All iterations of the window.
     pub recorder: Recorder,
@@ -77,7 +77,7 @@ pub struct LoopTimer {
     /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
     /// Iterations above the limit.
-    pub alarms: Vec<Alarm>,
+    pub stalls: Vec<LoopStall>,
     /// Time by part.
     pub parts: [u64; 4],
 }
@@ -98,7 +98,7 @@ impl LoopTimer {
             recorder: Recorder::new(),
             max_on_cpu: 0,
             max_off_cpu: 0,
-            alarms: Vec::with_capacity(ALARMS),
+            stalls: Vec::with_capacity(ALARMS),
             parts: [0; 4],
         }
     }
@@ -169,11 +169,11 @@ impl LoopTimer {
         let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).saturating_sub(gaps).min(wall);
         self.max_off_cpu = self.max_off_cpu.max(off_cpu);
         self.max_on_cpu = self.max_on_cpu.max(wall - off_cpu);
-        if wall > self.limit && self.alarms.len() < ALARMS {
+        if wall > self.limit && self.stalls.len() < ALARMS {
             let part = |at: usize| stamps[at + 1].saturating_sub(stamps[at]);
             let longest = (0..4).max_by_key(|&at| part(at)).unwrap_or(0);
             let at_ms = (stamps[0] as i64 - self.origin as i64) / 1_000_000;
-            self.alarms.push(Alarm { at_ms, stage: Part::NAMES[longest], wall_ns: wall, off_cpu_ns: off_cpu });
+            self.stalls.push(LoopStall { at_ms, stage: Part::NAMES[longest], wall_ns: wall, off_cpu_ns: off_cpu });
         }
         if self.sleeps == sleeps_before { off_cpu } else { 0 }
     }
@@ -204,16 +204,16 @@ mod tests {
         let mut timer = LoopTimer::new(true, 10_000_000);
         timer.begin(1_000);
         timer.record(&[1_000, 1_100, 1_200, 1_300, 1_400]);
-        assert!(timer.alarms.is_empty() && timer.max_on_cpu == 400);
+        assert!(timer.stalls.is_empty() && timer.max_on_cpu == 400);
         timer.record(&[2_000, 2_100, 2_200, 20_002_200, 20_002_300]);
-        assert_eq!((timer.alarms.len(), timer.alarms[0].stage), (1, "upstream"));
+        assert_eq!((timer.stalls.len(), timer.stalls[0].stage), (1, "upstream"));
         // The thread never ran for those 20 ms of invented time, so they are off the CPU.
-        assert!(timer.alarms[0].off_cpu_ns > 10_000_000 && timer.max_on_cpu < 10_000_000);
+        assert!(timer.stalls[0].off_cpu_ns > 10_000_000 && timer.max_on_cpu < 10_000_000);
         assert_eq!(timer.recorder.count(), 2);
         for at in 0..1_000 {
             timer.record(&[at, at, at, at, at + 20_000_000]);
         }
-        assert_eq!(timer.alarms.len(), ALARMS);
+        assert_eq!(timer.stalls.len(), ALARMS);
     }
 
     #[test]
@@ -253,6 +253,6 @@ mod tests {
     fn without_watchdog_only_the_wall_is_kept() {
         let mut timer = LoopTimer::new(false, 1);
         timer.record(&[0, 0, 0, 0, 20_000_000]);
-        assert!(timer.alarms.is_empty() && timer.parts == [0; 4] && timer.recorder.count() == 1);
+        assert!(timer.stalls.is_empty() && timer.parts == [0; 4] && timer.recorder.count() == 1);
     }
 }

@@ -115,7 +115,7 @@ impl CaptureSpec {
         if spec.speed.pace().is_none() {
             wrong.push("speed: must be \"recorded\", \"max\" or a factor above 0".to_owned());
         }
-        if spec.phase == Phase::Null {
+        if spec.phase == Phase::GeneratorSelftest {
             wrong.push("phase: a capture has no generator to test".to_owned());
         }
         if !(spec.seconds.is_finite() && spec.seconds > 0.0) {
@@ -257,7 +257,7 @@ pub fn run_capture(spec: &CaptureSpec, control: &Control, gauge: &[Gauge]) -> Re
     });
     let pace = match spec.phase {
         Phase::Capacity => Pace::Max,
-        Phase::Load | Phase::Null => spec.speed.pace().unwrap_or(Pace::Max),
+        Phase::Load | Phase::GeneratorSelftest => spec.speed.pace().unwrap_or(Pace::Max),
     };
     let options = ReplayOptions { config: config.clone(), pace, keep: false };
     let epoch = now_ns();
@@ -324,11 +324,11 @@ fn result(
         lost_by_reason: named.clone(),
         invalid: (sums.corrupt > 0).then(|| format!("{} replies were broken: the core has a bug", sums.corrupt)),
         latency: watch.latency.distribution(),
-        quiet: watch.latency.distribution(),
-        service: service.clone(),
+        undisturbed: watch.latency.distribution(),
+        service_time: service.clone(),
         latency_slices: Vec::new(),
-        quiet_slices: Vec::new(),
-        service_slices: Vec::new(),
+        undisturbed_slices: Vec::new(),
+        service_time_slices: Vec::new(),
         upstream_wait: None,
         bytes_offered: None,
         payload_offered: sums.payload_sent,
@@ -338,15 +338,15 @@ fn result(
         connections_closed: sums.closed,
         connections_refused: sums.refused,
         pool: PoolResult {
-            alloc: last.alloc,
-            free: last.free,
-            pool_miss: last.pool_miss,
-            pool_miss_steady: last.pool_miss.saturating_sub(before.pool_miss),
-            slabs_ahead: last.slabs_ahead,
-            slabs_ahead_steady: last.slabs_ahead.saturating_sub(before.slabs_ahead),
-            bytes_heap: last.bytes_heap as u64,
-            bytes_heap_peak: last.bytes_heap_peak as u64,
-            bytes_live_after_drain: last.bytes_live as u64,
+            buffers_allocated: last.buffers_allocated,
+            buffers_freed: last.buffers_freed,
+            pool_grow_stalls: last.grow_stalls,
+            pool_grow_stalls_after_warmup: last.grow_stalls.saturating_sub(before.grow_stalls),
+            preallocated_slabs: last.preallocated_slabs,
+            preallocated_slabs_after_warmup: last.preallocated_slabs.saturating_sub(before.preallocated_slabs),
+            heap_bytes: last.heap_bytes as u64,
+            heap_peak_bytes: last.heap_peak_bytes as u64,
+            live_bytes_after_drain: last.live_bytes as u64,
             lock_wait_ns: last.lock_wait_ns,
             refused: last.refused,
         },
@@ -369,7 +369,7 @@ fn result(
             max_wall_ns: service.max,
             max_on_cpu_ns: service.max,
             max_off_cpu_ns: 0,
-            alarms: Vec::new(),
+            stalls: Vec::new(),
             hist: service,
         },
         cpu: CpuResult {

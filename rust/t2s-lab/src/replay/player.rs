@@ -139,7 +139,7 @@ pub struct Replay {
     /// What was left after the shutdown: nothing unless the core leaks.
     pub left: Left,
     /// Bytes of pool buffers alive after the shutdown: 0 unless the core leaks.
-    pub bytes_live: u64,
+    pub live_bytes: u64,
 }
 
 /// What a stack still holds after its shutdown.
@@ -554,7 +554,7 @@ impl<'a> Player<'a> {
             other: script.other,
             stats,
             left,
-            bytes_live: pool.stats().bytes_live as u64,
+            live_bytes: pool.stats().live_bytes as u64,
         }
     }
 }

@@ -80,7 +80,7 @@ fn run(capture: &Capture) -> Replay {
     let pool = Pool::new(PoolConfig::default());
     let options = ReplayOptions { config: Config::default(), pace: Pace::Max, keep: true };
     let replay = replay(capture, &options, &pool, &mut Silent);
-    assert_eq!((replay.corrupt, replay.bytes_live), (0, 0));
+    assert_eq!((replay.corrupt, replay.live_bytes), (0, 0));
     replay
 }
 

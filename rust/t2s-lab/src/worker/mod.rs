@@ -91,21 +91,21 @@ pub struct Report {
     /// Due time to effect.
     pub latency: (Recorder, Vec<Slice>),
     /// The same of packets that no stall of the machine disturbed.
-    pub quiet: (Recorder, Vec<Slice>),
+    pub undisturbed: (Recorder, Vec<Slice>),
     /// Dequeue to effect.
-    pub service: (Recorder, Vec<Slice>),
+    pub service_time: (Recorder, Vec<Slice>),
     /// Bytes that waited for the upstream, when any could.
     pub upstream_wait: Option<Recorder>,
     /// Packets that had their effect in the window.
     pub measured: u64,
-    /// The loop: iterations and alarms.
+    /// The loop: iterations and stalls.
     pub iterations: Recorder,
     /// Longest time on the CPU in one iteration.
     pub max_on_cpu: u64,
     /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
     /// Iterations above the limit.
-    pub alarms: Vec<crate::measure::loop_time::Alarm>,
+    pub stalls: Vec<crate::measure::loop_time::LoopStall>,
     /// Time by part of the loop.
     pub parts: BTreeMap<&'static str, u64>,
     /// Bytes that did not arrive as sent.
@@ -126,8 +126,8 @@ pub struct Worker {
     /// The window is open.
     measuring: bool,
     latency: Sliced,
-    quiet: Sliced,
-    service: Sliced,
+    undisturbed: Sliced,
+    service_time: Sliced,
     /// Nanoseconds of a slice, and when the present one ends.
     slice_ns: u64,
     slice_ends: u64,
@@ -164,7 +164,7 @@ impl Worker {
         worker: usize,
         generator: Arc<LastStall>,
     ) -> Self {
-        let limit = (spec.settings.loop_limit_ms * 1e6) as u64;
+        let limit = (spec.settings.loop_stall_ms * 1e6) as u64;
         let mtu = usize::from(config.mtu);
         let workers = spec.workers as usize;
         Self {
@@ -177,8 +177,8 @@ impl Worker {
             mtu,
             measuring: false,
             latency: Sliced::new(spec.slices()),
-            quiet: Sliced::new(spec.slices()),
-            service: Sliced::new(spec.slices()),
+            undisturbed: Sliced::new(spec.slices()),
+            service_time: Sliced::new(spec.slices()),
             slice_ns: if spec.slices() > 0 { (spec.slice_seconds * 1e9) as u64 } else { u64::MAX },
             slice_ends: u64::MAX,
             loop_timer: LoopTimer::new(spec.settings.watchdog, limit),
@@ -336,22 +336,22 @@ impl Worker {
         let (begin, end) = (stamps[0], stamps[4]);
         if begin >= self.slice_ends {
             self.latency.cut();
-            self.quiet.cut();
-            self.service.cut();
+            self.undisturbed.cut();
+            self.service_time.cut();
             self.slice_ends += self.slice_ns;
         }
         let put_off = self.loop_timer.record(stamps);
         self.stall_detector.put_off(put_off, end);
         self.measured += self.dues.len() as u64;
         if !self.dues.is_empty() {
-            self.service.current.record_n(end.saturating_sub(begin), self.dues.len() as u64);
+            self.service_time.current.record_n(end.saturating_sub(begin), self.dues.len() as u64);
         }
         for &due in &self.dues {
             self.latency.current.record(end.saturating_sub(due));
         }
         let excuse = self.stall_detector.excuse(begin, &self.generator);
         for &due in self.dues.iter().filter(|&&due| !excuse.covers(due)) {
-            self.quiet.current.record(end.saturating_sub(due));
+            self.undisturbed.current.record(end.saturating_sub(due));
         }
     }
 
@@ -441,14 +441,14 @@ impl Worker {
             end,
             last,
             latency: self.latency.finish(),
-            quiet: self.quiet.finish(),
-            service: self.service.finish(),
+            undisturbed: self.undisturbed.finish(),
+            service_time: self.service_time.finish(),
             upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
             measured: self.measured,
             iterations: self.loop_timer.recorder,
             max_on_cpu: self.loop_timer.max_on_cpu,
             max_off_cpu: self.loop_timer.max_off_cpu,
-            alarms: self.loop_timer.alarms,
+            stalls: self.loop_timer.stalls,
             parts,
             corrupt: self.upstreams.corrupt,
             overrun: self.upstreams.overrun,

@@ -44,7 +44,7 @@ fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
     let window = generator.window();
     let (stack, pool) = (&report.last.stack, pool.stats());
     assert_eq!((stack.flows, stack.sessions, stack.timers), (0, 0, 0), "{components:?}", components = spec.components);
-    assert_eq!((pool.bytes_live, pool.buffers_live), (0, 0), "{:?}", spec.components);
+    assert_eq!((pool.live_bytes, pool.live_buffers), (0, 0), "{:?}", spec.components);
     assert_eq!((stack.reassembly_bytes, stack.fragment_bytes, stack.buffered), (0, 0, 0));
     assert_eq!(map.len(), 0);
     assert_eq!((report.corrupt, window.total.corrupt), (0, 0), "{:?}", spec.components);
@@ -55,7 +55,7 @@ fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
 fn streams_with_every_disorder_arrive_whole() {
     let (window, report) = run(
         r#"{"kind":"tcp_stream","weight":1,"flows":64,"segment_bytes":700,"reorder":0.2,"duplicate":0.02,"overlap":0.02,
-        "ip_fragment":0.1,"v6_share":0.3,"upstream":{"mode":"sink"}}"#,
+        "ip_fragment":0.1,"v6_ratio":0.3,"upstream":{"mode":"sink"}}"#,
     );
     assert_eq!(report.last.accepted, window.total.payload);
     assert!(report.last.stack.tcp.out_of_order > 500, "{:?}", report.last.stack.tcp.out_of_order);
@@ -65,9 +65,9 @@ fn streams_with_every_disorder_arrive_whole() {
 
 #[test]
 fn echoes_come_back_as_sent() {
-    let (window, report) = run(r#"{"kind":"tcp_stream","weight":1,"flows":16,"segment_bytes":300,"v6_share":0.5,
+    let (window, report) = run(r#"{"kind":"tcp_stream","weight":1,"flows":16,"segment_bytes":300,"v6_ratio":0.5,
         "upstream":{"mode":"echo","delay_us":500}},
-        {"kind":"udp","weight":1,"flows":16,"payload_bytes":64,"v6_share":0.5,"upstream":{"mode":"echo"}}"#);
+        {"kind":"udp","weight":1,"flows":16,"payload_bytes":64,"v6_ratio":0.5,"upstream":{"mode":"echo"}}"#);
     assert_eq!(report.last.accepted, window.total.payload);
     assert!(window.counters.received > 2_000, "{:?}", window.counters);
 }
@@ -82,8 +82,8 @@ fn churn_closes_what_it_opens() {
         r#"{"mode":"sink","reply_bytes":3000}"#,
     ] {
         let (window, report) = run(&format!(
-            r#"{{"kind":"tcp_churn","weight":1,"concurrent":32,"segments":3,"segment_bytes":90,"reset_share":0.2,
-            "v6_share":0.3,"upstream":{upstream}}}"#
+            r#"{{"kind":"tcp_churn","weight":1,"concurrent":32,"segments":3,"segment_bytes":90,"reset_ratio":0.2,
+            "v6_ratio":0.3,"upstream":{upstream}}}"#
         ));
         assert!(window.total.opened > 200, "{upstream}: {:?}", window.total);
         assert_eq!(window.total.opened, window.total.closed, "{upstream}");
@@ -96,7 +96,7 @@ fn refusals_reach_the_client() {
     // ICMP errors are limited to 1,000 a second, RST segments are not.
     for (mode, at_least) in [("refuse", 500), ("unreachable", 100)] {
         let (window, report) = run(&format!(
-            r#"{{"kind":"tcp_churn","weight":1,"concurrent":32,"segments":3,"segment_bytes":90,"v6_share":0.5,
+            r#"{{"kind":"tcp_churn","weight":1,"concurrent":32,"segments":3,"segment_bytes":90,"v6_ratio":0.5,
             "upstream":{{"mode":"{mode}"}}}}"#
         ));
         assert_eq!((window.total.opened, report.last.accepted), (0, 0), "{mode}");
@@ -107,7 +107,7 @@ fn refusals_reach_the_client() {
 #[test]
 fn datagrams_and_their_fragments_arrive() {
     let (window, report) =
-        run(r#"{"kind":"udp","weight":1,"flows":64,"payload_bytes":1200,"v6_share":0.5,"ip_fragment":0.3,
+        run(r#"{"kind":"udp","weight":1,"flows":64,"payload_bytes":1200,"v6_ratio":0.5,"ip_fragment":0.3,
         "upstream":{"mode":"echo","reply_bytes":100}}"#);
     assert_eq!(report.last.accepted, window.total.payload);
     assert!(report.last.stack.fragment_bytes_total > 0);

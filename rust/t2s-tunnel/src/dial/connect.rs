@@ -58,7 +58,7 @@ impl Connector {
     /// What can be told at once: no socket, no mark, no endpoint.
     pub fn connect(
         endpoint: &ProxyEndpoint,
-        mark: Option<u32>,
+        fwmark: Option<u32>,
         target: &Target,
     ) -> Result<(OwnedFd, Self), ConnectError> {
         let address = match (endpoint.scheme, target) {
@@ -68,7 +68,7 @@ impl Connector {
             }
             _ => *endpoint.addresses.first().ok_or_else(|| ConnectError::Protocol("no address".into()))?,
         };
-        Self::dial(endpoint, mark, address, ProxyHandshake::new(endpoint, target)?)
+        Self::dial(endpoint, fwmark, address, ProxyHandshake::new(endpoint, target)?)
     }
 
     /// Opens a socket and starts to connect to the proxy, for a target that is not known yet: [`Connector::prepare`]
@@ -76,21 +76,21 @@ impl Connector {
     ///
     /// # Errors
     /// What can be told at once.
-    pub fn preconnect(endpoint: &ProxyEndpoint, mark: Option<u32>) -> Result<(OwnedFd, Self), ConnectError> {
+    pub fn preconnect(endpoint: &ProxyEndpoint, fwmark: Option<u32>) -> Result<(OwnedFd, Self), ConnectError> {
         let address = *endpoint.addresses.first().ok_or_else(|| ConnectError::Protocol("no address".into()))?;
-        Self::dial(endpoint, mark, address, ProxyHandshake::greeting(endpoint)?)
+        Self::dial(endpoint, fwmark, address, ProxyHandshake::greeting(endpoint)?)
     }
 
     fn dial(
         endpoint: &ProxyEndpoint,
-        mark: Option<u32>,
+        fwmark: Option<u32>,
         address: SocketAddr,
         handshake: Option<ProxyHandshake>,
     ) -> Result<(OwnedFd, Self), ConnectError> {
         let fd = socket::tcp(address).map_err(|error| ConnectError::system(&error))?;
         socket::set(&fd, SocketOption::NoDelay, 1).map_err(|error| ConnectError::system(&error))?;
-        if let Some(mark) = mark {
-            socket::set(&fd, SocketOption::Mark, mark as i32).map_err(|error| ConnectError::system(&error))?;
+        if let Some(fwmark) = fwmark {
+            socket::set(&fd, SocketOption::Mark, fwmark as i32).map_err(|error| ConnectError::system(&error))?;
         }
         let this = Self { handshake, scheme: endpoint.scheme, connected: false, heard: false, dialled: address };
         match socket::connect(&fd, address) {

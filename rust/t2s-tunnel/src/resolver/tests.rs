@@ -139,7 +139,7 @@ fn what_is_ours() {
     }
     let all = resolver(|config| config.dns_hijack = true);
     assert!(all.is_ours(target("9.9.9.9:53")) && !all.is_ours(target("9.9.9.9:443")));
-    let elsewhere = resolver(|config| config.dns_address = Some("10.0.0.1".into()));
+    let elsewhere = resolver(|config| config.dns_listen = Some("10.0.0.1".into()));
     assert!(elsewhere.is_ours(target("10.0.0.1:53")) && !elsewhere.is_ours(target("198.18.0.1:53")));
 }
 

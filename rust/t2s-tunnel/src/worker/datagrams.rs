@@ -195,8 +195,8 @@ impl Worker {
     /// A registered datagram socket: bound to `local`, or connected to `relay`.
     fn datagram_socket(&self, id: SessionId, local: SocketAddr, relay: Option<SocketAddr>) -> io::Result<OwnedFd> {
         let fd = socket::udp(relay.unwrap_or(local))?;
-        if let Some(mark) = self.shared.config.mark {
-            socket::set(&fd, SocketOption::Mark, mark as i32)?;
+        if let Some(fwmark) = self.shared.config.fwmark {
+            socket::set(&fd, SocketOption::Mark, fwmark as i32)?;
         }
         let _ = socket::set(&fd, SocketOption::ReceiveBuffer, SOCKET_BUFFER);
         let _ = socket::set(&fd, SocketOption::SendBuffer, SOCKET_BUFFER);
@@ -241,7 +241,7 @@ impl Worker {
             Progress::Waiting => {}
             Progress::Failed(failure) if taken.is_some_and(|at| has_crossed(attempt, &failure, self.now, at)) => {
                 self.preconnects.abandon(self.now);
-                self.stats.dialled_again += 1;
+                self.stats.preconnect_retries += 1;
                 self.associate_anew(id);
             }
             Progress::Failed(failure) => self.refuse_session(id, &failure),

@@ -115,9 +115,9 @@ impl Worker {
                 Some(libc::EINVAL) if super_segment => {
                     // The kernel has accepted the flag at open and refuses the packet: offload was a hint.
                     self.stack.drop_offload();
-                    self.stats.offload_dropped += 1;
-                    if !self.offload_dropped {
-                        self.offload_dropped = true;
+                    self.stats.offload_disabled += 1;
+                    if !self.offload_disabled {
+                        self.offload_disabled = true;
                         self.log(
                             Level::Warn,
                             format_args!("the device refuses super-segments: plain packets from now on"),

@@ -92,12 +92,12 @@ impl DnsOverTcp {
 impl Worker {
     /// Carries one query of a client, which was sent to `asked`, to `target`.
     pub(super) fn look_up(&mut self, session: SessionId, asked: SocketAddr, target: &Target, query: Buf) {
-        self.stats.lookups += 1;
-        let index = self.lookups.find(target).or_else(|| self.open_lookup(target));
-        let server = index.and_then(|index| self.lookups.servers[index].as_mut());
+        self.stats.dns_over_tcp_queries += 1;
+        let index = self.dns_over_tcp.find(target).or_else(|| self.open_lookup(target));
+        let server = index.and_then(|index| self.dns_over_tcp.servers[index].as_mut());
         if let (Some(index), Some(server)) = (index, server) {
             if server.enqueue(self.now, session, asked, query.as_slice()) {
-                self.lookups.due.get_or_insert(self.now.plus(SECONDS));
+                self.dns_over_tcp.due.get_or_insert(self.now.plus(SECONDS));
                 self.advance_lookup(index);
             } else {
                 self.stats.datagrams_lost += 1;
@@ -109,27 +109,27 @@ impl Worker {
     }
 
     fn open_lookup(&mut self, target: &Target) -> Option<usize> {
-        let free = self.lookups.servers.iter().position(Option::is_none);
+        let free = self.dns_over_tcp.servers.iter().position(Option::is_none);
         let index = match free {
             Some(index) => index,
-            None if self.lookups.servers.len() < SERVERS => {
-                self.lookups.servers.push(None);
-                self.lookups.servers.len() - 1
+            None if self.dns_over_tcp.servers.len() < SERVERS => {
+                self.dns_over_tcp.servers.push(None);
+                self.dns_over_tcp.servers.len() - 1
             }
             None => return None,
         };
-        let (fd, attempt) = match Connector::connect(&self.endpoint, self.shared.config.mark, target) {
+        let (fd, attempt) = match Connector::connect(&self.endpoint, self.shared.config.fwmark, target) {
             Ok(started) => started,
             Err(failure) => {
                 self.stats.refused(&failure);
                 return None;
             }
         };
-        self.lookups.generation = self.lookups.generation.wrapping_add(1);
-        let generation = self.lookups.generation;
+        self.dns_over_tcp.generation = self.dns_over_tcp.generation.wrapping_add(1);
+        let generation = self.dns_over_tcp.generation;
         let token = Token::new(Kind::DnsOverTcp, index as u32, generation);
         self.epoll.add(&fd, Interest::EDGES, token.bits()).ok()?;
-        self.lookups.servers[index] = Some(Server {
+        self.dns_over_tcp.servers[index] = Some(Server {
             target: target.clone(),
             generation,
             fd,
@@ -145,7 +145,7 @@ impl Worker {
 
     /// Something happened to a connection to a name server.
     pub(super) fn lookup_event(&mut self, token: Token, _event: Event) {
-        let known = self.lookups.servers.get(token.index()).and_then(Option::as_ref);
+        let known = self.dns_over_tcp.servers.get(token.index()).and_then(Option::as_ref);
         if known.is_some_and(|server| token.is_generation(server.generation)) {
             self.advance_lookup(token.index());
         }
@@ -153,28 +153,28 @@ impl Worker {
 
     /// Takes a connection as far as it goes now.
     fn advance_lookup(&mut self, index: usize) {
-        let Some(server) = self.lookups.servers.get_mut(index).and_then(Option::as_mut) else { return };
+        let Some(server) = self.dns_over_tcp.servers.get_mut(index).and_then(Option::as_mut) else { return };
         let alive = server.advance();
         // Answers that came before the end of a connection still count.
         while let Some((query, answer)) = server.next_answer() {
             if let Some(mut buf) = self.stack.alloc(answer.len(), HEADROOM) {
                 buf.append(&answer);
-                self.stats.lookups_answered += 1;
+                self.stats.dns_over_tcp_answered += 1;
                 self.stack.datagram(self.now, query.session, query.server, buf);
             }
         }
         if !alive {
             self.stats.datagrams_lost += server.queries.len() as u64;
-            self.lookups.servers[index] = None;
+            self.dns_over_tcp.servers[index] = None;
         }
     }
 
     /// Forgets queries that were never answered and closes connections that nobody uses.
     pub(super) fn lookup_timeouts(&mut self) {
-        if self.lookups.due.is_none_or(|due| due > self.now) {
+        if self.dns_over_tcp.due.is_none_or(|due| due > self.now) {
             return;
         }
-        for slot in &mut self.lookups.servers {
+        for slot in &mut self.dns_over_tcp.servers {
             let Some(server) = slot else { continue };
             let before = server.queries.len();
             server.queries.retain(|_, query| self.now.since(query.asked) < QUERY_TIMEOUT);
@@ -184,8 +184,8 @@ impl Worker {
                 *slot = None;
             }
         }
-        let live = self.lookups.servers.iter().any(Option::is_some);
-        self.lookups.due = live.then(|| self.now.plus(SECONDS));
+        let live = self.dns_over_tcp.servers.iter().any(Option::is_some);
+        self.dns_over_tcp.due = live.then(|| self.now.plus(SECONDS));
     }
 }
 

@@ -79,10 +79,10 @@ pub(crate) enum Command {
     Stats(Sender<WorkerStats>),
     /// A row for each of its TCP flows and UDP sessions.
     Flows(Sender<Vec<FlowRow>>),
-    /// End: at once when `grace` is 0, else when the flows are done or the time is up (nanoseconds).
+    /// End: at once when `shutdown_timeout` is 0, else when the flows are done or the time is up (nanoseconds).
     Stop {
         /// Nanoseconds that flows have left to end by themselves.
-        grace: u64,
+        shutdown_timeout: u64,
     },
 }
 
@@ -144,7 +144,7 @@ pub(crate) struct Worker {
     streams: Streams,
     preconnects: PreconnectPool,
     datagrams: Datagrams,
-    lookups: DnsOverTcp,
+    dns_over_tcp: DnsOverTcp,
     batch: Vec<Packet>,
     /// The buffer that the next read goes into.
     scratch: Option<Buf>,
@@ -155,7 +155,7 @@ pub(crate) struct Worker {
     /// The pool was empty: rest a little.
     starved: bool,
     /// Writes of super-segments that the device has refused.
-    offload_dropped: bool,
+    offload_disabled: bool,
     /// When to stop although flows are left.
     stop_at: Option<Instant>,
     stats: WorkerStats,
@@ -177,11 +177,11 @@ impl Worker {
         epoll.add(&queue, Interest::EDGE_IN, Token::new(Kind::Device, 0, 0).bits())?;
         epoll.add(&*waker, Interest::EDGE_IN, Token::new(Kind::Waker, 0, 0).bits())?;
         let endpoint = shared.endpoint.get();
-        let limit = u64::from(shared.config.loop_limit_ms) * MILLIS;
+        let limit = u64::from(shared.config.loop_stall_ms) * MILLIS;
         // Whoever polls needs a CPU for it that the ends of the flows do not want.
         let spare = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > shared.config.queues.into());
         let busy_poll = if spare { u64::from(shared.config.busy_poll_us) * MICROS } else { 0 };
-        let preconnects = PreconnectPool::new(shared.config.connect_ahead);
+        let preconnects = PreconnectPool::new(shared.config.preconnect);
         Ok(Self {
             index,
             stack,
@@ -197,13 +197,13 @@ impl Worker {
             streams: Streams::default(),
             preconnects,
             datagrams: Datagrams::default(),
-            lookups: DnsOverTcp::default(),
+            dns_over_tcp: DnsOverTcp::default(),
             batch: Vec::with_capacity(device::PACKETS),
             scratch: None,
             device_ready: true,
             unfinished: true,
             starved: false,
-            offload_dropped: false,
+            offload_disabled: false,
             stop_at: None,
             stats: WorkerStats::default(),
             watchdog: LoopWatchdog::new(limit),
@@ -283,7 +283,7 @@ impl Worker {
         self.maintain_preconnects();
         self.stack.prepare();
         if let Some(alarm) = self.watchdog.end(monotonic_nanos()) {
-            self.stats.alarms += 1;
+            self.stats.loop_stalls += 1;
             self.log(Level::Warn, format_args!("event loop of worker {} took long: {alarm}", self.index));
         }
         Ok(())
@@ -321,7 +321,7 @@ impl Worker {
         let now = clock();
         let mut next = self.stack.next_timeout();
         let mut sooner = |at: Option<Instant>| next = [next, at].into_iter().flatten().min();
-        sooner(self.lookups.next_timeout());
+        sooner(self.dns_over_tcp.next_timeout());
         sooner(self.preconnects.next_timeout());
         sooner(self.stop_at);
         // Something was cached since the last rest: come back, when it is quiet, to give it back.
@@ -415,7 +415,7 @@ impl Worker {
                 Command::Flows(answer) => {
                     let _ = answer.send(self.flow_rows());
                 }
-                Command::Stop { grace } => self.stop_at = Some(self.now.plus(grace)),
+                Command::Stop { shutdown_timeout } => self.stop_at = Some(self.now.plus(shutdown_timeout)),
             }
         }
     }

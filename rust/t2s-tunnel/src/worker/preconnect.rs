@@ -2,7 +2,7 @@
 //!
 //! To dial costs a flow one round trip to the proxy, two or three more where the proxy wants to be greeted apart. While
 //! flows open in quick succession, as for a web page, some connections stand ready: as many as were dialled within the
-//! last second, [`TunnelConfig::connect_ahead`](crate::config::TunnelConfig) at most, and none where it was fewer than
+//! last second, [`TunnelConfig::preconnect`](crate::config::TunnelConfig) at most, and none where it was fewer than
 //! two. They wait for [`PRECONNECT_TTL`]; a proxy sees a few connections that end without a request.
 //!
 //! A proxy may end them first. One that has ended is not taken, and its fellows, which are as old, go with it. Where
@@ -169,7 +169,7 @@ impl Worker {
             self.epoll.add(&fd, Interest::EDGES, token.bits())
         };
         registered.ok()?;
-        self.stats.taken_ahead += 1;
+        self.stats.preconnects_used += 1;
         Some((fd, attempt))
     }
 
@@ -236,7 +236,7 @@ impl Worker {
             return None;
         }
         let place = self.preconnects.spares.iter().position(Option::is_none)?;
-        let (fd, attempt) = Connector::preconnect(&self.endpoint, self.shared.config.mark).ok()?;
+        let (fd, attempt) = Connector::preconnect(&self.endpoint, self.shared.config.fwmark).ok()?;
         self.preconnects.generation = self.preconnects.generation.wrapping_add(1);
         let generation = self.preconnects.generation;
         // With nothing to be heard before the target is there, it costs no event: what became of it is seen when it is
@@ -249,7 +249,7 @@ impl Worker {
         }
         self.preconnects.spares[place] = Some(Preconnected { fd, attempt, generation, since: self.now, ready });
         self.preconnects.standing += 1;
-        self.stats.dials_ahead += 1;
+        self.stats.preconnects += 1;
         Some(())
     }
 }

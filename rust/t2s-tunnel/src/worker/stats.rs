@@ -27,7 +27,7 @@ pub struct WorkerStats {
     /// Writes that the device refused.
     pub device_errors: u64,
     /// Times that the device's offload was given up.
-    pub offload_dropped: u64,
+    pub offload_disabled: u64,
     /// Writes to upstream streams.
     pub upstream_writes: u64,
     /// Reads from upstream streams.
@@ -41,11 +41,11 @@ pub struct WorkerStats {
     /// Flows that wanted a connection, dialled or made ahead.
     pub dials: u64,
     /// Connections to the proxy made ahead of the flows that may use them.
-    pub dials_ahead: u64,
+    pub preconnects: u64,
     /// Of these, those that a flow or a session has taken.
-    pub taken_ahead: u64,
+    pub preconnects_used: u64,
     /// Of these, those whose end crossed the request, so that it was dialled anew.
-    pub dialled_again: u64,
+    pub preconnect_retries: u64,
     /// Connections made.
     pub dials_done: u64,
     /// From dialling to the connection with the proxy.
@@ -73,9 +73,9 @@ pub struct WorkerStats {
     /// Connections and datagrams to fake addresses that have no name (any more).
     pub fake_unknown: u64,
     /// DNS queries carried over TCP.
-    pub lookups: u64,
+    pub dns_over_tcp_queries: u64,
     /// Of these, answered.
-    pub lookups_answered: u64,
+    pub dns_over_tcp_answered: u64,
     /// Iterations of the event loop.
     pub iterations: u64,
     /// The longest of them, nanoseconds.
@@ -83,7 +83,7 @@ pub struct WorkerStats {
     /// Iterations by duration.
     pub iteration_times: Histogram,
     /// Iterations above the limit.
-    pub alarms: u64,
+    pub loop_stalls: u64,
 }
 
 impl WorkerStats {
@@ -192,23 +192,23 @@ pub struct TunnelStats {
     /// Connections and datagrams to fake addresses that have no name (any more), refused.
     pub fake_unknown: u64,
     /// DNS queries carried over TCP.
-    pub lookups: u64,
+    pub dns_over_tcp_queries: u64,
     /// Of these, answered.
-    pub lookups_answered: u64,
+    pub dns_over_tcp_answered: u64,
     /// Echo requests answered.
     pub icmp_echoes: u64,
     /// ICMP errors sent.
     pub icmp_errors: u64,
     /// Packets without effect, by reason; reasons that never occurred are left out.
-    pub drops: Vec<(&'static str, u64)>,
+    pub packets_dropped: Vec<(&'static str, u64)>,
     /// Flows that wanted a connection, dialled or made ahead.
     pub dials: u64,
     /// Connections to the proxy made ahead of the flows that may use them.
-    pub dials_ahead: u64,
+    pub preconnects: u64,
     /// Of these, those that a flow or a session has taken.
-    pub taken_ahead: u64,
+    pub preconnects_used: u64,
     /// Of these, those whose end crossed the request, so that it was dialled anew.
-    pub dialled_again: u64,
+    pub preconnect_retries: u64,
     /// Connections made.
     pub dials_done: u64,
     /// Mean time from dialling to the proxy's answer, nanoseconds.
@@ -230,7 +230,7 @@ pub struct TunnelStats {
     /// Writes that the device refused.
     pub device_errors: u64,
     /// Times that offload was given up.
-    pub offload_dropped: u64,
+    pub offload_disabled: u64,
     /// Reads from upstream streams.
     pub upstream_reads: u64,
     /// Writes to upstream streams.
@@ -252,21 +252,21 @@ pub struct TunnelStats {
     /// Iterations by duration.
     pub iteration_times: Histogram,
     /// Iterations above the limit.
-    pub alarms: u64,
+    pub loop_stalls: u64,
     /// Buffers handed out by the pool so far.
-    pub pool_alloc: u64,
+    pub pool_buffers_allocated: u64,
     /// Buffers that came back.
-    pub pool_free: u64,
+    pub pool_buffers_freed: u64,
     /// Allocations that grew the pool, and waited for it.
-    pub pool_miss: u64,
+    pub pool_grow_stalls: u64,
     /// Slabs by which the pool grew when nothing waited.
-    pub pool_slabs_ahead: u64,
+    pub pool_preallocated_slabs: u64,
     /// Allocations refused.
     pub pool_refused: u64,
     /// Bytes that the pool holds.
     pub pool_bytes: u64,
     /// Bytes of buffers in use.
-    pub pool_bytes_live: u64,
+    pub pool_live_bytes: u64,
     /// Nanoseconds that threads waited for the pool's locks.
     pub pool_lock_wait_ns: u64,
 }
@@ -277,13 +277,13 @@ impl TunnelStats {
         let mut this = Self {
             uptime_s: uptime,
             workers: workers.len(),
-            pool_alloc: pool.alloc,
-            pool_free: pool.free,
-            pool_miss: pool.pool_miss,
-            pool_slabs_ahead: pool.slabs_ahead,
+            pool_buffers_allocated: pool.buffers_allocated,
+            pool_buffers_freed: pool.buffers_freed,
+            pool_grow_stalls: pool.grow_stalls,
+            pool_preallocated_slabs: pool.preallocated_slabs,
             pool_refused: pool.refused,
-            pool_bytes: pool.bytes_heap as u64,
-            pool_bytes_live: pool.bytes_live as u64,
+            pool_bytes: pool.heap_bytes as u64,
+            pool_live_bytes: pool.live_bytes as u64,
             pool_lock_wait_ns: pool.lock_wait_ns,
             ..Self::default()
         };
@@ -313,20 +313,20 @@ impl TunnelStats {
             this.dns_answered += worker.dns_answered;
             this.dns_streams_refused += worker.dns_streams_refused;
             this.fake_unknown += worker.fake_unknown;
-            this.lookups += worker.lookups;
-            this.lookups_answered += worker.lookups_answered;
+            this.dns_over_tcp_queries += worker.dns_over_tcp_queries;
+            this.dns_over_tcp_answered += worker.dns_over_tcp_answered;
             this.icmp_echoes += stack.icmp_echoes;
             this.icmp_errors += stack.icmp_errors;
             this.dials += worker.dials;
-            this.dials_ahead += worker.dials_ahead;
-            this.taken_ahead += worker.taken_ahead;
-            this.dialled_again += worker.dialled_again;
+            this.preconnects += worker.preconnects;
+            this.preconnects_used += worker.preconnects_used;
+            this.preconnect_retries += worker.preconnect_retries;
             this.dials_done += worker.dials_done;
             this.upstream_resets += worker.upstream_resets;
             this.device_reads += worker.device_reads;
             this.device_writes += worker.device_writes;
             this.device_errors += worker.device_errors;
-            this.offload_dropped += worker.offload_dropped;
+            this.offload_disabled += worker.offload_disabled;
             this.upstream_reads += worker.upstream_reads;
             this.upstream_writes += worker.upstream_writes;
             this.datagram_calls += worker.datagram_calls;
@@ -336,7 +336,7 @@ impl TunnelStats {
             this.timers += stack.timers;
             this.iterations += worker.iterations;
             this.iteration_max_ns = this.iteration_max_ns.max(worker.iteration_max_ns);
-            this.alarms += worker.alarms;
+            this.loop_stalls += worker.loop_stalls;
             this.iteration_times.merge(&worker.iteration_times);
             this.connect_times.merge(&worker.connect_times);
             this.reply_times.merge(&worker.reply_times);
@@ -349,7 +349,7 @@ impl TunnelStats {
         this.dial_mean_ns = this.reply_times.mean_ns();
         this.flows_closed = CloseReason::ALL.iter().map(|reason| reason.name()).zip(closed).collect();
         let named = drops.iter().map(|(reason, count): (DropReason, u64)| (reason.name(), count));
-        this.drops = named.filter(|&(_, count)| count > 0).collect();
+        this.packets_dropped = named.filter(|&(_, count)| count > 0).collect();
         this.dial_failures = ConnectError::NAMES.into_iter().zip(failures).filter(|&(_, count)| count > 0).collect();
         this
     }

@@ -215,7 +215,7 @@ impl Worker {
 
     /// Starts a connection of its own towards `target`.
     pub(super) fn dial(&mut self, target: &Target, token: Token) -> Result<(OwnedFd, Connector), ConnectError> {
-        let (fd, attempt) = Connector::connect(&self.endpoint, self.shared.config.mark, target)?;
+        let (fd, attempt) = Connector::connect(&self.endpoint, self.shared.config.fwmark, target)?;
         self.epoll.add(&fd, Interest::EDGES, token.bits()).map_err(|error| ConnectError::system(&error))?;
         Ok((fd, attempt))
     }
@@ -284,7 +284,7 @@ impl Worker {
     /// Dials a flow whose connection, made ahead, has ended as its request was on the way.
     fn dial_again(&mut self, flow: FlowId, target: &Target) {
         self.preconnects.abandon(self.now);
-        self.stats.dialled_again += 1;
+        self.stats.preconnect_retries += 1;
         match self.dial(target, token(flow)) {
             Ok((fd, attempt)) => {
                 if let Some(stream) = self.streams.get(flow) {

@@ -116,7 +116,7 @@ impl Bench {
         assert_eq!((self.table.stats().bytes, self.table.stats().datagrams), (0, 0));
         assert_eq!(self.table.next_timeout(), None);
         drop(self.cache);
-        assert_eq!(self.pool.stats().bytes_live, 0);
+        assert_eq!(self.pool.stats().live_bytes, 0);
     }
 }
 

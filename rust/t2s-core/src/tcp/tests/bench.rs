@@ -176,7 +176,7 @@ impl Bench {
         let tcb = self.tcb.take().expect("a flow");
         tcb.release(&mut self.cache, &mut self.budget, &mut self.memory);
         self.cache.flush();
-        assert_eq!(self.pool.stats().buffers_live, 0, "buffers left");
+        assert_eq!(self.pool.stats().live_buffers, 0, "buffers left");
         assert_eq!(self.memory.used(), 0, "bytes left in the budget");
         assert_eq!(self.memory.grown, 0, "a window left in the budget");
         assert_eq!(self.budget.used(), 0, "out-of-order bytes left in the budget");
