@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-    from t2s.tunnel import Tunnel
+    from t2s.tunnel.api import Tunnel
 
 __all__ = ["TunnelCollector", "register"]
 
