@@ -49,6 +49,20 @@ def test_all_names_exist():
         _ = t2s.nonsense
 
 
+def test_modules_import_from_where_a_name_stands():
+    """An import from the package itself would hide from import-linter which layer it leads to."""
+    files = sorted(Path(t2s.__file__).parent.glob("*/*.py"))
+    assert len(files) > 30, "the walk found the modules"
+    froms = [
+        (node.module, alias.name)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert {name for module, name in froms if module == "t2s"} == {"_core"}
+
+
 def test_the_stub_names_the_same():
     stubbed = {node.name for node in STUB.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     assert {name for name in stubbed if not name.startswith("_")} == set(NAMES)

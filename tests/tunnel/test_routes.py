@@ -22,9 +22,9 @@ import netns
 import peers
 from netns import CLIENT_END, OTHERS, PEERS, PORT, PROXY, T2S, TARGETS, ip, process, says, until, watching
 from t2s import ConfigError, Tunnel, TunnelError
-from t2s.tunnel import routes
+from t2s.tunnel import route_settings, routes
 from t2s.tunnel.route_guard import Keeper
-from t2s.tunnel.routes import RouteSettings, is_here
+from t2s.tunnel.route_settings import RouteSettings, is_here
 from t2s.tunnel.settings import load
 from t2s.tunnel.ssh_sessions import Connection, Inbound, look
 
@@ -49,8 +49,8 @@ def test_routes_that_cannot_be(keys, told):
 
 def test_an_address_replaces_the_default_of_its_family():
     settings = RouteSettings.read(**(NONE | {"addresses": ["10.7.0.1/30"]}))
-    assert sorted(map(str, settings.addresses)) == ["10.7.0.1/30", routes.ADDRESSES[1]]
-    assert (settings.mark, settings.carries(socket.AF_INET6)) == (routes.MARK, True)
+    assert sorted(map(str, settings.addresses)) == ["10.7.0.1/30", route_settings.ADDRESSES[1]]
+    assert (settings.mark, settings.carries(socket.AF_INET6)) == (route_settings.MARK, True)
     assert not RouteSettings.read(**(NONE | {"families": "ipv4"})).carries(socket.AF_INET6)
 
 
@@ -67,14 +67,14 @@ def test_rules_end_in_the_tunnel_after_all_exceptions(family):
     assert {rule["goto"] for rule in jumps} == {rules[0]["priority"]}
     own = {"192.0.2.7", "10.0.0.0"} if family == socket.AF_INET else {"2001:db8::7", "2001:db8::"}
     assert own <= {rule["dst"] for rule in jumps if "dst" in rule}
-    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [routes.MARK]
+    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [route_settings.MARK]
 
 
 def test_settings_of_routes(tmp_path):
     file = tmp_path / "t2s.toml"
     file.write_text('proxy = "direct://"\nauto_route = true\nexclude = ["10.0.0.0/8"]\n', encoding="utf-8")
     found = load({}, file, {})
-    assert (found.tunnel.mark, [str(item) for item in found.routes.exclude]) == (routes.MARK, ["10.0.0.0/8"])
+    assert (found.tunnel.mark, [str(item) for item in found.routes.exclude]) == (route_settings.MARK, ["10.0.0.0/8"])
     assert load({"mark": 5}, file, {}).tunnel.mark == 5
     found = load({"auto_route": False}, file, {})
     assert (found.routes, found.tunnel.mark) == (None, None)
@@ -230,7 +230,7 @@ def world(tmp_path_factory):
 
 
 SETTINGS = (
-    "from t2s.tunnel.routes import RouteSettings; settings = RouteSettings.read("
+    "from t2s.tunnel.route_settings import RouteSettings; settings = RouteSettings.read("
     + ", ".join(f"{key}={value!r}" for key, value in NONE.items())
     + ")\n"
 )
@@ -263,7 +263,7 @@ print("done")
     + """
 import os
 from t2s import open_tun
-from t2s.tunnel import routes
+from t2s.tunnel import route_settings, routes
 from t2s.tunnel.ssh_sessions import Inbound
 fd, name, _ = open_tun("t2s0")
 with routes.kernel() as ipr:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from t2s._core import ConfigError, T2sError, TunnelError, open_tun
 from t2s.tunnel import namespace
 from t2s.tunnel.api import Tunnel
-from t2s.tunnel.routes import ADDRESSES, add_address, add_default_route, families, kernel, told_refusals
+from t2s.tunnel.route_settings import ADDRESSES
+from t2s.tunnel.routes import add_address, add_default_route, families, kernel, told_refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,7 +21,7 @@ from t2s._core import T2sError, TunnelError
 from t2s.tunnel import routes
 
 if TYPE_CHECKING:
-    from t2s.tunnel.routes import RouteSettings
+    from t2s.tunnel.route_settings import RouteSettings
     from t2s.tunnel.ssh_sessions import Inbound
 
 DOWN_S = 10.0

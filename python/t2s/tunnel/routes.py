@@ -28,30 +28,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from t2s._core import ConfigError, TunnelError
+from t2s._core import TunnelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from t2s.tunnel.settings import Families
+    from t2s.tunnel.route_settings import Address, Interface, RouteSettings
     from t2s.tunnel.ssh_sessions import Inbound
 
-Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-MARK = 0x7432
-"""Firewall mark of the tunnel's sockets where none is set: "t2", so that it is nobody's first choice."""
 TABLE = 0x7432
 """Number of the tunnel's routing table, above the 255 that programs number by hand."""
 PRIORITY = 7432
 """Priority of the first rule: before the main table's (32766), behind what others put first."""
 PROTOCOL = 116
 """Who put a rule, route or address in place (`linux/rtnetlink.h`, `RTPROT_*`; 116 is nobody's there)."""
-ADDRESSES = ("10.255.116.50/32", "fdfe:7432::1/128")
-"""The device's addresses where none are set: single ones, so that no network of the machine is hidden by them."""
 TUNNEL, NOWHERE, END = PRIORITY + 5, PRIORITY + 6, PRIORITY + 9
 """Priorities of the rules that lead into the tunnel, and nowhere, and of the last one."""
 LINK_ONLY = {socket.AF_INET: ("224.0.0.0/4", "255.255.255.255/32"), socket.AF_INET6: ()}
@@ -75,66 +66,6 @@ _GONE = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EADDRNOTAVAIL}
 _NODAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # linux/if_addr.h `IFA_F_*`
 _MAIN = 254
 _STRICT, _LOOSE = 1, 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RouteSettings:
-    """What `--auto-route` is told."""
-
-    mark: int
-    exclude: tuple[Network, ...] = ()
-    addresses: tuple[Interface, ...] = ()
-    families: Families = "both"
-    force: bool = False
-
-    @classmethod
-    def read(
-        cls, *, mark: int | None, exclude: Sequence[str], addresses: Sequence[str], families: Families, force: bool
-    ) -> RouteSettings:
-        """Check words; raises `ConfigError` for what is no network, no address, or no mark."""
-        if mark == 0:
-            raise ConfigError("mark: 0 is what unmarked traffic has; auto_route needs another")
-        given = [_parse("address", text, ipaddress.ip_interface) for text in addresses]
-        for version in (4, 6):
-            own = [item for item in given if item.version == version]
-            if len(own) > 1:
-                raise ConfigError(f"address: {own[0]} and {own[1]} are both IPv{version}; one of each family")
-            if not own:
-                given.append(ipaddress.ip_interface(ADDRESSES[version == 6]))
-        return cls(
-            mark=MARK if mark is None else mark,
-            exclude=tuple(_parse("exclude", text, ipaddress.ip_network) for text in exclude),
-            addresses=tuple(given),
-            families=families,
-            force=force,
-        )
-
-    def carries(self, family: int) -> bool:
-        """Whether a family goes through the tunnel; the other one goes nowhere."""
-        return self.families in {"both", "ipv4" if family == socket.AF_INET else "ipv6"}
-
-
-def is_here(proxy: str) -> bool:
-    """Whether a proxy's URL names this very machine, by one of its addresses."""
-    try:
-        host = urlsplit(proxy).hostname or ""
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        return False  # a name, or no URL, which is the core's to judge
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError:
-        return False  # only an address of its own can be bound
-    return True
-
-
-def _parse(key: str, text: str, parse: Any) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigError(f"{key}: {error}") from None
 
 
 def kernel() -> Any:

@@ -12,19 +12,17 @@ import ipaddress
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from t2s._core import ConfigError
 from t2s.suggest import suggest
 from t2s.toml_lines import key_lines
 from t2s.tunnel.api import TunnelConfig, check
+from t2s.tunnel.route_settings import Families, RouteSettings, is_here
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from t2s.tunnel.routes import RouteSettings
-
-Families = Literal["both", "ipv4", "ipv6"]
 GRACE_S = 2.0
 """Time for open flows after a signal, seconds: enough to finish a request, short enough to wait for."""
 
@@ -99,8 +97,6 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
             if own[key] and own["auto_route"] is None:
                 raise ConfigError(f"{key}: needs auto_route")
         return None
-    from t2s.tunnel.routes import RouteSettings, is_here  # noqa: PLC0415 - only those who want routes pay for it
-
     check("mark", tunnel.get("mark"), int | None)
     check("families", own["families"], Families | None)
     routes = RouteSettings.read(
