@@ -1,7 +1,7 @@
 """Two network namespaces for tests: a client whose default route leads to a server, which has the rest of the world.
 
 As a program it is what they need beside `peers`: `watch` writes where packets on an interface go, `resolver` answers
-each DNS query over TCP with one address, `inbound` keeps a connection that came in and answers on it.
+each DNS query over TCP with one address, `incoming` keeps a connection that came in and answers on it.
 """
 
 import ipaddress
@@ -154,7 +154,7 @@ def resolver(host, answer):
             threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 
 
-def inbound(name, port):
+def incoming(name, port):
     """Be a server of that process name which echoes on the connections that come in."""
     Path("/proc/self/comm").write_text(name, encoding="ascii")
     with socket.create_server(("0.0.0.0", int(port))) as server:
@@ -177,4 +177,4 @@ def operate(source, host, port):
 
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
-    {"watch": watch, "resolver": resolver, "inbound": inbound, "operate": operate}[command](*arguments)
+    {"watch": watch, "resolver": resolver, "incoming": incoming, "operate": operate}[command](*arguments)

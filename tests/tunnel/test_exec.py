@@ -325,7 +325,7 @@ def count():
 config = TunnelConfig(proxy="socks5://{PROXY}", username="alice", password="open sesame", log_level="warn")
 before = None
 for _ in range(3):
-    assert run(Command(words=["true"], dns_server="{TARGETS["v4"]}"), config, lambda lines: None) == 0
+    assert run(Command(argv=["true"], dns_server="{TARGETS["v4"]}"), config, lambda lines: None) == 0
     for _ in range(50):  # a joined thread stands in /proc for a moment longer
         if count() == before:
             break

@@ -23,10 +23,10 @@ import peers
 from netns import CLIENT_END, OTHERS, PEERS, PORT, PROXY, T2S, TARGETS, ip, process, says, until, watching
 from t2s import ConfigError, Tunnel, TunnelError
 from t2s.tunnel import route_settings, routes
-from t2s.tunnel.route_guard import Keeper
+from t2s.tunnel.route_guard import RouteGuard
 from t2s.tunnel.route_settings import RouteSettings, is_here
 from t2s.tunnel.settings import load
-from t2s.tunnel.ssh_sessions import Connection, Inbound, look
+from t2s.tunnel.ssh_sessions import Connection, SshSessions, scan
 
 CLIENT, SERVER = f"t2s-rc-{os.getpid()}", f"t2s-rs-{os.getpid()}"
 NONE = {"mark": None, "exclude": (), "addresses": (), "families": "both", "force": False}
@@ -57,8 +57,8 @@ def test_an_address_replaces_the_default_of_its_family():
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_rules_end_in_the_tunnel_after_all_exceptions(family):
     settings = RouteSettings.read(**(NONE | {"exclude": ["10.0.0.0/8", "2001:db8::/32"]}))
-    inbound = Inbound(ports=(22,), operators=(ip_address("192.0.2.7"), ip_address("2001:db8::7")))
-    rules = list(routes._rules(family, settings, inbound, 2))
+    sessions = SshSessions(ports=(22,), operators=(ip_address("192.0.2.7"), ip_address("2001:db8::7")))
+    rules = list(routes._rules(family, settings, sessions, 2))
     assert (rules[-2]["table"], rules[0]["action"]) == (routes.TABLE, routes._NOP)
     assert (rules[-1]["action"], rules[-1]["priority"]) == (routes._UNREACHABLE, routes.NOWHERE + 2)
     order = [rule["priority"] for rule in rules[1:]]
@@ -137,12 +137,12 @@ def test_connections_that_came_in_are_found(tmp_path):
     entry(tmp_path, 101, "nginx", sockets=(2, 4))
     entry(tmp_path, 200, "init", environ=b"A=1\0SSH_CONNECTION=2001:db8::9 6000 2001:db8::1 2222\0")
     entry(tmp_path, 300, "sh", parent=200, environ=b"SSH_CONNECTION=nonsense\0")
-    found = look(tmp_path, 300)
+    found = scan(tmp_path, 300)
     assert found.ports == (22,)
     assert found.operators == (ip_address("2001:db8::9"),)
-    assert [str(item) for item in found.checked] == ["192.0.2.8 to port 80", "192.0.2.11 to port 80"]
+    assert [str(item) for item in found.unprotected] == ["192.0.2.8 to port 80", "192.0.2.11 to port 80"]
     entry(tmp_path, 400, "sh", environ=b"SSH_CONNECTION=127.0.0.1 5002 10.0.0.1 80\0")
-    assert look(tmp_path, 400).hidden == (Connection(ip_address("127.0.0.1"), 5002, 80, 5),)
+    assert scan(tmp_path, 400).forwarded == (Connection(ip_address("127.0.0.1"), 5002, 80, 5),)
 
 
 def test_the_rules_into_the_tunnel_go_before_the_exceptions():
@@ -189,7 +189,7 @@ def test_an_owner_who_takes_no_calls_is_told(monkeypatch):
             routes.take_lock()
 
 
-def test_the_keepers_answers():
+def test_the_guards_answers():
     def answer(write):
         ours, theirs = socket.socketpair()
         process = os.fork()
@@ -198,11 +198,11 @@ def test_the_keepers_answers():
             write(theirs)
             os._exit(0)
         theirs.close()
-        keeper = Keeper(ours, process)
+        guard = RouteGuard(ours, process)
         try:
-            return keeper.install("t2s0")
+            return guard.install("t2s0")
         finally:
-            keeper._reap()
+            guard._reap()
 
     long = ["x" * 1_000] * 1_000
     assert answer(lambda pipe: pipe.sendall(json.dumps({"lines": long}).encode() + b"\n")) == long
@@ -210,7 +210,7 @@ def test_the_keepers_answers():
         answer(lambda pipe: pipe.sendall(b'{"error": "no way"}\n'))
     # Dead before, in the middle of, or without an answer, with what it was told unread.
     for write in (socket.socket.close, lambda pipe: pipe.sendall(b'{"li'), lambda _: time.sleep(0.2)):
-        with pytest.raises(TunnelError, match="their keeper has died"):
+        with pytest.raises(TunnelError, match="the route guard has died"):
             answer(write)
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -239,22 +239,22 @@ BETWEEN = {
     + """
 import os, signal, time
 from t2s import open_tun
-from t2s.tunnel.route_guard import Keeper
+from t2s.tunnel.route_guard import RouteGuard
 reading, writing = os.pipe()
 tunnel = os.fork()
 if tunnel == 0:
-    keeper = Keeper.start(settings)
-    keeper._pipe.sendall(open_tun("t2s0")[1].encode())
-    os.write(writing, str(keeper._process).encode())
+    guard = RouteGuard.start(settings)
+    guard._pipe.sendall(open_tun("t2s0")[1].encode())
+    os.write(writing, str(guard._process).encode())
     signal.pause()
-keeper = int(os.read(reading, 20))
+guard = int(os.read(reading, 20))
 end = time.monotonic() + 10
 while os.system("ip -6 rule | grep -q unreachable"):
     assert time.monotonic() < end
 time.sleep(0.3)  # for the answer
 os.kill(tunnel, signal.SIGKILL)
 os.waitpid(tunnel, 0)
-while os.path.exists(f"/proc/{keeper}"):
+while os.path.exists(f"/proc/{guard}"):
     assert time.monotonic() < end
     time.sleep(0.02)
 print("done")
@@ -264,10 +264,10 @@ print("done")
 import os
 from t2s import open_tun
 from t2s.tunnel import route_settings, routes
-from t2s.tunnel.ssh_sessions import Inbound
+from t2s.tunnel.ssh_sessions import SshSessions
 fd, name, _ = open_tun("t2s0")
 with routes.kernel() as ipr:
-    routes.install(ipr, name, settings, Inbound())
+    routes.install(ipr, name, settings, SshSessions())
     class Kernel:
         device = fd
         def __getattr__(self, key):
@@ -295,9 +295,9 @@ def put_in_place():
     ]
 
 
-def keeper_of(child):
-    [keeper] = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text(encoding="ascii").split()
-    return int(keeper)
+def guard_of(child):
+    [guard] = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text(encoding="ascii").split()
+    return int(guard)
 
 
 @contextmanager
@@ -317,13 +317,13 @@ def running(folder, *arguments, **more):
     """The same, and it must run, and leave nothing behind when it is told to end."""
     with tunnel(folder, *arguments, **more) as (child, log):
         assert child.poll() is None, log.read_text(encoding="utf-8")
-        keeper = keeper_of(child)
+        guard = guard_of(child)
         yield child, log
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
             assert child.wait(10) == 0, log.read_text(encoding="utf-8")
             assert put_in_place() == []
-            assert not Path(f"/proc/{keeper}").exists()
+            assert not Path(f"/proc/{guard}").exists()
 
 
 def client(command, *arguments):
@@ -387,19 +387,19 @@ class TestInNamespaces:
             )
             assert done.stdout == "ENETUNREACH\n", done.stderr
 
-    @pytest.mark.parametrize("remedy", ["keeper", "down", "start"])
+    @pytest.mark.parametrize("remedy", ["guard", "down", "start"])
     def test_what_a_killed_tunnel_leaves_is_removed(self, world, remedy):
         ip("-n", CLIENT, "rule", "add", "to", "192.0.2.1", "table", "main", "priority", str(routes.PRIORITY + 3))
         try:
             with running(world) as (child, log):
-                keeper = keeper_of(child)
-                if remedy != "keeper":
-                    os.kill(keeper, signal.SIGKILL)
+                guard = guard_of(child)
+                if remedy != "guard":
+                    os.kill(guard, signal.SIGKILL)
                 child.kill()
                 child.wait(5)
-                if remedy == "keeper":
-                    until(lambda: not put_in_place(), "the keeper removes nothing", log)
-            if remedy != "keeper":
+                if remedy == "guard":
+                    until(lambda: not put_in_place(), "the guard removes nothing", log)
+            if remedy != "guard":
                 assert put_in_place()
                 assert client("connect", TARGETS["v4"], PORT) == "OSError", "what is left lets nothing leak"
             if remedy == "down":
@@ -413,13 +413,13 @@ class TestInNamespaces:
         finally:
             ip("-n", CLIENT, "rule", "del", "to", "192.0.2.1", "table", "main", "priority", str(routes.PRIORITY + 3))
 
-    def test_a_start_waits_for_the_keeper_of_a_tunnel_that_was_killed_just_now(self, world):
+    def test_a_start_waits_for_the_guard_of_a_tunnel_that_was_killed_just_now(self, world):
         with running(world) as (child, _):
-            keeper = keeper_of(child)
-            os.kill(keeper, signal.SIGSTOP)
+            guard = guard_of(child)
+            os.kill(guard, signal.SIGSTOP)
             child.kill()
             child.wait(5)
-            later = threading.Timer(1.0, os.kill, (keeper, signal.SIGCONT))
+            later = threading.Timer(1.0, os.kill, (guard, signal.SIGCONT))
             later.start()
             with running(world):
                 later.join()
@@ -439,13 +439,13 @@ class TestInNamespaces:
         assert down().stdout == "removed 0 leftover rules, routes and addresses\n"
         assert world.exists()
 
-    def test_a_tunnel_whose_keeper_died_says_so(self, world):
+    def test_a_tunnel_whose_guard_died_says_so(self, world):
         with running(world) as (child, log):
-            os.kill(keeper_of(child), signal.SIGKILL)
+            os.kill(guard_of(child), signal.SIGKILL)
             assert client("connect", TARGETS["v4"], PORT) == "connected"
             child.send_signal(signal.SIGTERM)
             assert child.wait(10) == 1
-            assert "their keeper has died" in log.read_text(encoding="utf-8")
+            assert "the route guard has died" in log.read_text(encoding="utf-8")
         assert down().returncode == 0
         assert put_in_place() == []
 
@@ -494,8 +494,8 @@ class TestInNamespaces:
     @contextmanager
     def connection(self, folder, name, port):
         """Hold a connection from far away into the client, to a server with that process name."""
-        log = folder / "inbound.log"
-        with process(CLIENT, [*netns.HELPERS, "inbound", name, port], log):
+        log = folder / "incoming.log"
+        with process(CLIENT, [*netns.HELPERS, "incoming", name, port], log):
             until(says(log, "ready"), "no server", log)
             full = ["ip", "netns", "exec", SERVER, *netns.HELPERS, "operate", TARGETS["v4"], CLIENT_END, port]
             with subprocess.Popen(full, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as far:
@@ -550,7 +550,7 @@ class TestInNamespaces:
                 assert filter_() == "2"
                 assert client("connect", TARGETS["v4"], PORT) == "connected"
                 if killed:
-                    os.kill(keeper_of(child), signal.SIGKILL)
+                    os.kill(guard_of(child), signal.SIGKILL)
                     child.kill()
                     child.wait(5)
             if killed:

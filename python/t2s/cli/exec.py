@@ -14,7 +14,7 @@ import typer
 
 from t2s._core import ConfigError, T2sError
 from t2s.cli.exit_codes import BAD_INPUT, FAILED
-from t2s.cli.tunnel import tell
+from t2s.cli.tunnel import log
 
 NOT_STARTED = 125
 """Exit code for a command that has no tunnel, as of env(1) and timeout(1)."""
@@ -53,11 +53,11 @@ def execute(
 
     try:
         settings = load(given | {"auto_route": False}, config, os.environ)
-        words = executor.Command(words=command, dns_server=executor.check_server(settings.tunnel.dns_server))
+        command_line = executor.Command(argv=command, dns_server=executor.check_server(settings.tunnel.dns_server))
         tunnel = settings.tunnel
         if tunnel.log_level is None:
             tunnel = replace(tunnel, log_level=LOG_LEVEL)
-        code = executor.run(words, tunnel, tell)
+        code = executor.run(command_line, tunnel, log)
     except T2sError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(BAD_INPUT if isinstance(error, ConfigError) else NOT_STARTED) from None

@@ -25,8 +25,8 @@ _MEANINGS = ("envvar", "parser", "click_type", "callback", "count", "min", "max"
 """What gives an option a meaning beyond its type."""
 
 
-def parse(command: Callable[..., object], words: Sequence[str]) -> dict[str, Any] | None:
-    """Read `words` as flags of `command`; None leaves them to typer.
+def parse(command: Callable[..., object], argv: Sequence[str]) -> dict[str, Any] | None:
+    """Read `argv` as flags of `command`; None leaves them to typer.
 
     >>> Text, Number = Annotated[str | None, OptionInfo()], Annotated[int, OptionInfo()]
     >>> def greet(name: Text = None, times: Number = 1) -> None: ...
@@ -38,7 +38,7 @@ def parse(command: Callable[..., object], words: Sequence[str]) -> dict[str, Any
     if flags is None:
         return None
     found: dict[str, Any] = {}
-    rest = list(words)
+    rest = list(argv)
     while rest:
         word, equals, value = rest.pop(0).partition("=")
         if word not in flags:

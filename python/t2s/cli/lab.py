@@ -77,7 +77,7 @@ def bench(
     scenarios = _load(file, change, driver)
     if quick:
         scenarios = scenarios.quickened()
-    with _told_errors():
+    with _reported_errors():
         scenarios = scenarios.with_run(
             load_seconds=seconds, rounds=rounds, workers=workers, soak_seconds=soak_seconds
         ).only(only or [s.name for s in scenarios.scenario])
@@ -114,7 +114,7 @@ def ablate(
 
     console = _console()
     scenarios = ablation.prepared(_load(file, change, None), quick=quick)
-    with _told_errors():
+    with _reported_errors():
         scenarios = scenarios.with_run(load_seconds=seconds, rounds=rounds, workers=workers)
         if only:
             scenarios = scenarios.only(only, keep_baseline=False)
@@ -140,7 +140,7 @@ def report(
     from t2s.lab import report as page
     from t2s.lab import storage
 
-    with _told_errors():
+    with _reported_errors():
         results = storage.read(folder)
     if as_json:
         _print_json(storage.document(results))
@@ -177,18 +177,18 @@ def _load(file: Path, changes: list[str] | None, driver: Driver | None) -> Scena
         overrides["run.driver"] = f'"{driver.value}"'
     if not file.exists() and file == Path("scenarios.toml"):
         file = PACKAGED
-    with _told_errors():
+    with _reported_errors():
         return load_scenarios(file, overrides)
 
 
-class _told_errors:  # noqa: N801 - reads as a phrase after `with`
+class _reported_errors:  # noqa: N801 - reads as a phrase after `with`
     """Turn refusals of t2s into sentences and the exit code for bad input."""
 
     def __enter__(self) -> None:
         """Begin."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Tell a refusal, let everything else pass."""
+        """Report a refusal, let everything else pass."""
         if isinstance(error, ScenarioError):
             _refuse(*(str(problem) for problem in error.problems))
         if isinstance(error, T2sError):

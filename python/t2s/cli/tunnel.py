@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from t2s.tunnel.api import Tunnel
-    from t2s.tunnel.route_guard import Keeper
+    from t2s.tunnel.route_guard import RouteGuard
     from t2s.tunnel.settings import RunSettings
 
-TURN_S = 0.1
+POLL_S = 0.1
 """Log lines wait at most this long, seconds."""
 
 
@@ -115,7 +115,7 @@ def run(
 
     try:
         settings = load(flags, config, os.environ)
-        keeper = _keeper(settings)
+        guard = _route_guard(settings)
         if settings.metrics:
             # Now: another user may not be allowed to read the interpreter's folders.
             from t2s.tunnel import metrics_server  # noqa: F401 - for what it loads
@@ -123,19 +123,19 @@ def run(
     except T2sError as error:
         _refuse(error)
     try:
-        with keeper or nullcontext(), tunnel, _Signals() as signals, _metrics(settings, tunnel):
+        with guard or nullcontext(), tunnel, _Signals() as signals, _metrics(settings, tunnel):
             _save(tunnel.stats(), settings.stats_file)
-            if keeper:
-                tell([("warn", warning) for warning in keeper.install(tunnel.name)])
-                tell([("info", f"routes: all traffic goes into {tunnel.name}")])
+            if guard:
+                log([("warn", warning) for warning in guard.install(tunnel.name)])
+                log([("info", f"routes: all traffic goes into {tunnel.name}")])
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
-            tell(tunnel.lines())
+            log(tunnel.lines())
             tunnel.stop(settings.grace)
             _keep(tunnel.stats(), settings.stats_file)
     except T2sError as error:
-        tell(tunnel.lines())
+        log(tunnel.lines())
         _refuse(error)
-    tell(tunnel.lines())
+    log(tunnel.lines())
 
 
 def proxy(
@@ -159,18 +159,18 @@ def proxy(
         if user is None and not server.address[0].is_loopback:
             typer.echo("warn: without --user this proxy serves everybody who reaches it", err=True)
         while not signals.ended:
-            tell(server.lines())
-            time.sleep(TURN_S)
-    tell(server.lines())
+            log(server.lines())
+            time.sleep(POLL_S)
+    log(server.lines())
 
 
-def _keeper(settings: RunSettings) -> Keeper | None:
+def _route_guard(settings: RunSettings) -> RouteGuard | None:
     """Start the process that has the routes, before the tunnel has threads and gives its rights up."""
     if settings.routes is None:
         return None
-    from t2s.tunnel.route_guard import Keeper
+    from t2s.tunnel.route_guard import RouteGuard
 
-    return Keeper.start(settings.routes)
+    return RouteGuard.start(settings.routes)
 
 
 @contextmanager
@@ -220,8 +220,8 @@ def _watch(tunnel: Tunnel, settings: RunSettings, signals: _Signals, again: Any)
     """Print lines and counters until a signal, or the tunnel's own end."""
     started = due = time.monotonic()
     before: Mapping[str, Any] | None = None
-    while not signals.ended and not tunnel.wait(TURN_S):
-        tell(tunnel.lines())
+    while not signals.ended and not tunnel.wait(POLL_S):
+        log(tunnel.lines())
         if signals.reload:
             signals.reload = False
             _reload(tunnel, again)
@@ -279,7 +279,7 @@ def summary(now: Mapping[str, Any], before: Mapping[str, Any] | None, elapsed: f
     )
 
 
-def tell(lines: list[tuple[str, str]]) -> None:
+def log(lines: list[tuple[str, str]]) -> None:
     """Print lines of the log."""
     for level, text in lines:
         typer.echo(f"{level}: {text}", err=True)

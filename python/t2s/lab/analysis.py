@@ -194,7 +194,7 @@ _CORE: tuple[tuple[str, Callable[[Tree], float | None]], ...] = (
 
 _TAIL: tuple[tuple[str, str, Callable[[Tree], float | None]], ...] = (
     ("the core's own time a packet (service p99)", "core", _number("service", "p99")),
-    ("event loop turns (p99 of their length)", "core", _number("loop", "hist", "p99")),
+    ("event loop iterations (p99 of their length)", "core", _number("loop", "hist", "p99")),
     ("longest time a worker was off the CPU", "machine", _number("loop", "max_off_cpu_ns")),
     ("latest departure of a packet in the generator", "machine", _number("generator", "behind_ns_max")),
 )
@@ -263,12 +263,12 @@ def _finding(  # noqa: PLR0917 - one call a candidate, in columns
 
 def _loop_findings(results: Results, scenario: str) -> list[Finding]:
     """Group the watchdog's alarms by the stage that they stood in."""
-    turns: dict[str, list[tuple[float, float]]] = {}
+    iterations: dict[str, list[tuple[float, float]]] = {}
     for tree in results.trees(scenario, "load"):
         for alarm in (tree.get("loop") or {}).get("alarms") or ():
-            turns.setdefault(alarm["stage"], []).append((alarm["wall_ns"], alarm["off_cpu_ns"]))
+            iterations.setdefault(alarm["stage"], []).append((alarm["wall_ns"], alarm["off_cpu_ns"]))
     found = []
-    for stage, alarms in turns.items():
+    for stage, alarms in iterations.items():
         on_cpu = max(wall - off for wall, off in alarms)
         off_cpu = max(off for _, off in alarms)
         kind = "stage" if on_cpu > off_cpu else "machine"

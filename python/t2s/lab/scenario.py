@@ -138,9 +138,9 @@ class Settings(_Strict):
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] = "auto"
     reassembly: Literal["bounded", "unbounded"] = "bounded"
     watchdog: bool = True
-    """Time each turn of the event loop and raise alarms."""
+    """Time each iteration of the event loop and raise alarms."""
     loop_limit_ms: float = Field(default=10.0, gt=0.0, le=60_000.0)
-    """A turn longer than this is an alarm; the reference's limit."""
+    """An iteration longer than this is an alarm; the reference's limit."""
     pool_ceiling_mib: int = Field(default=1_024, ge=1, le=1 << 20)
     max_tcp_flows: int = Field(default=65_536, ge=1, le=1 << 24)
     max_udp_sessions: int = Field(default=65_536, ge=1, le=1 << 24)

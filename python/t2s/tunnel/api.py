@@ -147,17 +147,17 @@ class TunnelConfig:
 def check(key: str, value: object, hint: Any) -> None:
     """Raise `ConfigError` unless a value is one of the types or words of a hint; secrets are never repeated."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    words = [word for choice in choices if get_origin(choice) is Literal for word in get_args(choice)]
+    allowed = [value for choice in choices if get_origin(choice) is Literal for value in get_args(choice)]
     kinds = [choice for choice in choices if isinstance(choice, type)]
     if type(value) is list and any(get_origin(choice) is list for choice in choices):
         if not all(type(item) is str for item in value):
             raise ConfigError(f"{key}: must be a list of strings, not {value!r}")
-    elif words and isinstance(value, str):
-        if value not in words:
-            raise ConfigError(f"{key}: {value!r} is none of {', '.join(words)}{_suggestion(value, words)}")
+    elif allowed and isinstance(value, str):
+        if value not in allowed:
+            raise ConfigError(f"{key}: {value!r} is none of {', '.join(allowed)}{_suggestion(value, allowed)}")
     elif type(value) not in kinds and not (float in kinds and type(value) is int):
         wanted = (
-            "one of " + ", ".join(words) if words else " or ".join(_NOUNS[kind] for kind in kinds if kind in _NOUNS)
+            "one of " + ", ".join(allowed) if allowed else " or ".join(_NOUNS[kind] for kind in kinds if kind in _NOUNS)
         )
         shown = "" if key in {"proxy", "password"} else f", not {value!r}"
         raise ConfigError(f"{key}: must be {wanted}{shown}")
@@ -166,9 +166,9 @@ def check(key: str, value: object, hint: Any) -> None:
 _NOUNS: dict[type, str] = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def _suggestion(word: str, words: list[str]) -> str:
-    told = suggest(word, words)
-    return told if told.startswith("; did") else ""
+def _suggestion(value: str, allowed: list[str]) -> str:
+    hint = suggest(value, allowed)
+    return hint if hint.startswith("; did") else ""
 
 
 class Tunnel:

@@ -26,7 +26,7 @@ from t2s._core import ConfigError, T2sError, TunnelError, open_tun
 from t2s.tunnel import namespace
 from t2s.tunnel.api import Tunnel
 from t2s.tunnel.route_settings import ADDRESSES
-from t2s.tunnel.routes import add_address, add_default_route, families, kernel, told_refusals
+from t2s.tunnel.routes import add_address, add_default_route, families, kernel, reported_refusals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes for commands that cannot be started, as shells have them."""
 RESOLVERS = tuple(map(Path, ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/avahi-daemon")))
 """Folders with sockets of resolvers that would answer outside of the tunnel."""
-TURN_S = 0.2
+POLL_S = 0.2
 """Log lines wait at most this long, seconds."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _SI_USER = 0  # asm-generic/siginfo.h: sent by a process; what a terminal sends the command gets by itself
@@ -51,11 +51,11 @@ _MESSAGE_BYTES = 65_536
 class Command:
     """What to run, and how it resolves names."""
 
-    words: Sequence[str]
+    argv: Sequence[str]
     dns_server: str
 
 
-def run(command: Command, config: TunnelConfig, tell: Callable[[list[tuple[str, str]]], None]) -> int:
+def run(command: Command, config: TunnelConfig, log: Callable[[list[tuple[str, str]]], None]) -> int:
     """Run a command behind a tunnel; return its exit code, or 128 and the signal's number.
 
     Raises `TunnelError`, with the one thing to change, where namespaces or the device cannot be had.
@@ -70,11 +70,11 @@ def run(command: Command, config: TunnelConfig, tell: Callable[[list[tuple[str, 
                 child = os.fork()
                 if child == 0:
                     ours.close()
-                    _become(command.words, theirs, config, resolv_conf, before)
+                    _become(command.argv, theirs, config, resolv_conf, before)
                 theirs.close()
                 received = socket.recv_fds(ours, _MESSAGE_BYTES, 1)
             try:
-                return _serve(child, ours, _device(received[0], received[1]), config, tell)
+                return _serve(child, ours, _device(received[0], received[1]), config, log)
             except BaseException:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
@@ -98,7 +98,7 @@ def _serve(
     pipe: socket.socket,
     device: tuple[int, int],
     config: TunnelConfig,
-    tell: Callable[[list[tuple[str, str]]], None],
+    log: Callable[[list[tuple[str, str]]], None],
 ) -> int:
     """Run the tunnel until the command has ended."""
     fd, mtu = device
@@ -115,13 +115,13 @@ def _serve(
         pipe.sendall(b"go")
         failed = False
         while (code := _ended(child)) is None:
-            received = signal.sigtimedwait({*_FORWARDED, signal.SIGCHLD}, TURN_S)
+            received = signal.sigtimedwait({*_FORWARDED, signal.SIGCHLD}, POLL_S)
             if received is not None and received.si_signo != signal.SIGCHLD and received.si_code <= _SI_USER:
                 os.kill(child, received.si_signo)
-            tell(tunnel.lines())
+            log(tunnel.lines())
             if not failed:
-                failed = _failed(tunnel, tell)
-    tell(tunnel.lines())
+                failed = _failed(tunnel, log)
+    log(tunnel.lines())
     return code
 
 
@@ -134,12 +134,12 @@ def _ended(child: int) -> int | None:
     return 128 - code if code < 0 else code
 
 
-def _failed(tunnel: Tunnel, tell: Callable[[list[tuple[str, str]]], None]) -> bool:
+def _failed(tunnel: Tunnel, log: Callable[[list[tuple[str, str]]], None]) -> bool:
     """Tell when the tunnel has ended by itself; the command goes on, without a way out."""
     try:
         return tunnel.wait(0)
     except T2sError as error:
-        tell([("error", f"the command has no way out any more: {error}")])
+        log([("error", f"the command has no way out any more: {error}")])
         return True
 
 
@@ -155,7 +155,7 @@ def _resolv_conf(server: str) -> Iterator[Path]:
 
 
 def _become(
-    words: Sequence[str], pipe: socket.socket, config: TunnelConfig, resolv_conf: Path, mask: set[int | signal.Signals]
+    argv: Sequence[str], pipe: socket.socket, config: TunnelConfig, resolv_conf: Path, mask: set[int | signal.Signals]
 ) -> NoReturn:
     """Be the child: make the namespaces, hand the device over, and become the command."""
     code = 1
@@ -166,7 +166,7 @@ def _become(
         if pipe.recv(2) == b"go":
             pipe.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            code = _execute(words)
+            code = _execute(argv)
     except T2sError as error:
         pipe.sendall(json.dumps({"error": str(error), "input": isinstance(error, ConfigError)}).encode())
     except BaseException as error:  # noqa: BLE001 - nobody is above this process; its parent has to know
@@ -175,23 +175,23 @@ def _become(
         os._exit(code)
 
 
-def _execute(words: Sequence[str]) -> int:
+def _execute(argv: Sequence[str]) -> int:
     """Become the command; return the exit code that says why not."""
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these two; the command starts with neither
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(words[0], list(words))  # noqa: S606 - to run what the user says is the point
+        os.execvp(argv[0], list(argv))  # noqa: S606 - to run what the user says is the point
     except OSError as error:
-        print(f"t2s exec: {words[0]}: {error.strerror}", file=sys.stderr)
+        print(f"t2s exec: {argv[0]}: {error.strerror}", file=sys.stderr)
         return NOT_FOUND if error.errno in {errno.ENOENT, errno.ENOTDIR} else NOT_EXECUTABLE
 
 
 def _settle(config: TunnelConfig, resolv_conf: Path) -> tuple[int, int]:
     """Make the namespaces with the device, its addresses and routes, and the resolver's file."""
     namespace.enter(user=os.geteuid() != 0)
-    # Without root the tunnel cannot tell, outside, that the device is not here; another one must not have its name.
+    # Without root the tunnel cannot log, outside, that the device is not here; another one must not have its name.
     fd, name, mtu = open_tun(f"t2s{os.getpid()}", mtu=config.mtu, offload=config.offload != "off")
-    with kernel() as ipr, told_refusals():
+    with kernel() as ipr, reported_refusals():
         ipr.link("set", index=ipr.link_lookup(ifname="lo")[0], state="up")
         [index] = ipr.link_lookup(ifname=name)
         for family in families():

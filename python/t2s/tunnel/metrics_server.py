@@ -1,6 +1,6 @@
 """The HTTP server that Prometheus scrapes: `/metrics` and nothing else, on one address.
 
-It promises that a client which says nothing, or reads nothing, is let go after `PATIENCE_S`, that no more than
+It promises that a client which says nothing, or reads nothing, is let go after `CLIENT_TIMEOUT_S`, that no more than
 `CLIENTS` are served at once, and that `stop` leaves no thread and no socket. It asks for no password: whoever reaches
 the address reads what it has, which are counters and the device's name, no addresses.
 """
@@ -20,7 +20,7 @@ from t2s.metrics import register
 if TYPE_CHECKING:
     from t2s.tunnel.api import Tunnel
 
-PATIENCE_S = 5
+CLIENT_TIMEOUT_S = 5
 """Time that a client may take for a step, seconds: above a retransmission, below a usual scrape's timeout of 10."""
 CLIENTS = 8
 """Clients at once: a few scrapers, each with a connection that lingers."""
@@ -75,7 +75,7 @@ def shown(host: str, port: int) -> str:
 
 
 class _Handler(MetricsHandler):
-    timeout = PATIENCE_S
+    timeout = CLIENT_TIMEOUT_S
 
     def do_GET(self) -> None:  # noqa: N802 - the standard server's name
         if self.path.partition("?")[0] == "/metrics":

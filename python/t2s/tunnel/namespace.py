@@ -108,8 +108,8 @@ def _unshare(flags: int) -> None:
 
 
 def _mount(source: str | None, target: Path, kind: str | None, flags: int) -> None:
-    words = [None if word is None else os.fsencode(word) for word in (source, target, kind)]
-    if _libc().mount(*map(ctypes.c_char_p, words), ctypes.c_ulong(flags), None) != 0:
+    arguments = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    if _libc().mount(*map(ctypes.c_char_p, arguments), ctypes.c_ulong(flags), None) != 0:
         raise _failure()
 
 

@@ -22,17 +22,17 @@ from t2s.tunnel import routes
 
 if TYPE_CHECKING:
     from t2s.tunnel.route_settings import RouteSettings
-    from t2s.tunnel.ssh_sessions import Inbound
+    from t2s.tunnel.ssh_sessions import SshSessions
 
 DOWN_S = 10.0
 """Time for a tunnel to end when `t2s down` asks, seconds, beyond which its grace time should not go."""
 START_S = 2.0
-"""Time for the keeper of a tunnel that was killed a moment ago to go, seconds."""
+"""Time for the guard of a tunnel that was killed a moment ago to go, seconds."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
 _ANSWER_BYTES = 65_536
 
 
-class Keeper:
+class RouteGuard:
     """The tunnel's end of the pipe; a context that ends with the routes removed."""
 
     def __init__(self, pipe: socket.socket, process: int) -> None:
@@ -41,26 +41,26 @@ class Keeper:
 
     @classmethod
     def start(cls, settings: RouteSettings) -> Self:
-        """Fork the keeper, and let it remove what a dead tunnel has left.
+        """Fork the guard, and let it remove what a dead tunnel has left.
 
         Raises `TunnelError` when somebody has routes here already, or the kernel refuses. Call it before any thread.
         """
-        from t2s.tunnel.ssh_sessions import look  # noqa: PLC0415 - only those who want routes pay for it
+        from t2s.tunnel.ssh_sessions import scan  # noqa: PLC0415 - only those who want routes pay for it
 
-        inbound = look()
+        sessions = scan()
         ours, theirs = socket.socketpair()
         tunnel, process = os.getpid(), os.fork()
         if process == 0:
             ours.close()
-            _keep(theirs, tunnel, settings, inbound)
+            _guard(theirs, tunnel, settings, sessions)
         theirs.close()
-        keeper = cls(ours, process)
-        keeper._answer()
-        return keeper
+        guard = cls(ours, process)
+        guard._answer()
+        return guard
 
     def install(self, device: str) -> list[str]:
         """Lead all traffic into a device; return what is worth a warning."""
-        with contextlib.suppress(OSError):  # that it has died is told in place of its answer
+        with contextlib.suppress(OSError):  # that it has died is reported in place of its answer
             self._pipe.sendall(device.encode())
         return self._answer()
 
@@ -76,13 +76,13 @@ class Keeper:
             self._reap()
 
     def _answer(self) -> list[str]:
-        """Wait for an answer: lines, or an error, after which the keeper is gone."""
+        """Wait for an answer: lines, or an error, after which the guard is gone."""
         text = b""
-        while not text.endswith(b"\n") and (part := _heard(self._pipe)):
+        while not text.endswith(b"\n") and (part := _receive(self._pipe)):
             text += part
         if not text.endswith(b"\n"):
             self._reap()
-            raise TunnelError("routes: their keeper has died; `t2s down` removes what it left")
+            raise TunnelError("routes: the route guard has died; `t2s down` removes what it left")
         answer = json.loads(text)
         if "error" in answer:
             self._reap()
@@ -103,8 +103,8 @@ class Keeper:
         self.close()
 
 
-def _keep(pipe: socket.socket, tunnel: int, settings: RouteSettings, inbound: Inbound) -> NoReturn:
-    """Be the keeper."""
+def _guard(pipe: socket.socket, tunnel: int, settings: RouteSettings, sessions: SshSessions) -> NoReturn:
+    """Be the route guard."""
     code = 1
     try:
         os.setsid()
@@ -114,18 +114,18 @@ def _keep(pipe: socket.socket, tunnel: int, settings: RouteSettings, inbound: In
         with _lock_within(START_S) as lock, routes.kernel() as ipr:
             try:
                 routes.remove(ipr)
-                _say(pipe, lines=[])
-                if device := _heard(pipe).decode():
-                    _say(pipe, lines=routes.install(ipr, device, settings, inbound))
+                _send(pipe, lines=[])
+                if device := _receive(pipe).decode():
+                    _send(pipe, lines=routes.install(ipr, device, settings, sessions))
                     _wait(pipe, lock, tunnel)
             finally:
                 routes.remove(ipr)
-        _say(pipe, lines=[])
+        _send(pipe, lines=[])
         code = 0
     except T2sError as error:
-        _say(pipe, error=str(error))
+        _send(pipe, error=str(error))
     except BaseException as error:  # noqa: BLE001 - nobody is above this process; its parent has to know
-        _say(pipe, error=f"routes: {type(error).__name__}: {error}")
+        _send(pipe, error=f"routes: {type(error).__name__}: {error}")
     finally:
         os._exit(code)
 
@@ -134,14 +134,14 @@ def _wait(pipe: socket.socket, lock: socket.socket, tunnel: int) -> None:
     """Wait for the end of the pipe, and tell those who ask whose routes these are."""
     while True:
         ready, _, _ = select.select([pipe, lock], [], [])
-        if pipe in ready and not _heard(pipe):
+        if pipe in ready and not _receive(pipe):
             return
         if lock in ready:
             with lock.accept()[0] as asking, contextlib.suppress(OSError):  # it may have gone
                 asking.send(str(tunnel).encode())
 
 
-def _heard(pipe: socket.socket) -> bytes:
+def _receive(pipe: socket.socket) -> bytes:
     """Return what the other end says; nothing when it has ended, which is an error where it had an answer unread."""
     try:
         return pipe.recv(_ANSWER_BYTES)
@@ -149,7 +149,7 @@ def _heard(pipe: socket.socket) -> bytes:
         return b""
 
 
-def _say(pipe: socket.socket, **answer: object) -> None:
+def _send(pipe: socket.socket, **answer: object) -> None:
     """Send a line."""
     with contextlib.suppress(OSError):  # nobody is there any more
         pipe.sendall(json.dumps(answer).encode() + b"\n")
@@ -167,7 +167,7 @@ def down() -> tuple[int | None, int]:
             raise TunnelError(
                 f"down: process {holder.process} of user {holder.user} has the routes, which is not this user's tunnel"
             )
-        # A keeper whose parent is another one by now has lost its tunnel, and is about to go by itself.
+        # A guard whose parent is another one by now has lost its tunnel, and is about to go by itself.
         if holder.tunnel and _parent(holder.process) == holder.tunnel:
             ended = holder.tunnel
             with contextlib.suppress(ProcessLookupError):

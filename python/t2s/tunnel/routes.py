@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from t2s.tunnel.route_settings import Address, Interface, RouteSettings
-    from t2s.tunnel.ssh_sessions import Inbound
+    from t2s.tunnel.ssh_sessions import SshSessions
 
 TABLE = 0x7432
 """Number of the tunnel's routing table, above the 255 that programs number by hand."""
@@ -96,11 +96,11 @@ class Owner:
     """Who has the routes of this network namespace."""
 
     process: int
-    """The keeper; 0 for one of another PID namespace."""
+    """The guard; 0 for one of another PID namespace."""
     user: int
     """Its user."""
     tunnel: int
-    """The tunnel's process, as the keeper says; 0 when it does not say."""
+    """The tunnel's process, as the guard says; 0 when it does not say."""
 
 
 def owner() -> Owner | None:
@@ -119,22 +119,22 @@ def owner() -> Owner | None:
         return Owner(process, user, int(text) if text.isdigit() else 0)
 
 
-def install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -> list[str]:
+def install(ipr: Any, device: str, settings: RouteSettings, sessions: SshSessions) -> list[str]:
     """Lead all traffic into a device; return what is worth a warning.
 
     Raises `TunnelError`, with nothing left in place, when the kernel refuses or a connection that came in from outside
     would lose its way.
     """
     try:
-        with told_refusals():
-            return _install(ipr, device, settings, inbound)
+        with reported_refusals():
+            return _install(ipr, device, settings, sessions)
     except BaseException:
         remove(ipr)
         raise
 
 
 @contextmanager
-def told_refusals() -> Iterator[None]:
+def reported_refusals() -> Iterator[None]:
     """Turn the kernel's refusals into errors of t2s."""
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as in `kernel`
 
@@ -144,13 +144,13 @@ def told_refusals() -> Iterator[None]:
         raise TunnelError(f"routes: the kernel refuses: {os.strerror(error.code)} (it takes CAP_NET_ADMIN)") from error
 
 
-def _install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -> list[str]:
+def _install(ipr: Any, device: str, settings: RouteSettings, sessions: SshSessions) -> list[str]:
     found = ipr.link_lookup(ifname=device)
     if not found:
         raise TunnelError(f"routes: this network namespace has no interface {device!r}")
     index: int = found[0]
     warnings: list[str] = []
-    before = _ways(ipr, inbound.checked)
+    before = _ways(ipr, sessions.unprotected)
     _check_addresses(ipr, index, settings.addresses)
     filters = _filters(device)
     strict = 1 + filters["all"] if _STRICT in filters.values() and settings.carries(socket.AF_INET) else 0
@@ -163,13 +163,13 @@ def _install(ipr: Any, device: str, settings: RouteSettings, inbound: Inbound) -
         warnings += _wide_routes(ipr, family)
         if settings.carries(family) and add_address(ipr, index, device, family, settings.addresses):
             add_default_route(ipr, index, family, table=TABLE, proto=PROTOCOL)
-        for rule in _rules(family, settings, inbound, strict):
+        for rule in _rules(family, settings, sessions, strict):
             ipr.rule("add", family=family, protocol=PROTOCOL, **rule)
     if strict:
         _filter(_LOOSE)
-    after = _ways(ipr, inbound.checked)
-    cut = sorted({str(item) for item in inbound.checked if before[item.peer] != after[item.peer]})
-    cut += [str(item) for item in inbound.hidden]
+    after = _ways(ipr, sessions.unprotected)
+    cut = sorted({str(item) for item in sessions.unprotected if before[item.peer] != after[item.peer]})
+    cut += [str(item) for item in sessions.forwarded]
     if not cut:
         return warnings
     shown = ", ".join(cut[:SHOWN]) + (f" and {len(cut) - SHOWN} more" if len(cut) > SHOWN else "")
@@ -188,15 +188,15 @@ def families() -> Iterator[socket.AddressFamily]:
         yield socket.AF_INET6
 
 
-def _rules(family: int, settings: RouteSettings, inbound: Inbound, strict: int) -> Iterator[dict[str, Any]]:
+def _rules(family: int, settings: RouteSettings, sessions: SshSessions, strict: int) -> Iterator[dict[str, Any]]:
     """Name the rules of a family; what leads into the tunnel comes last, when all exceptions stand."""
     version = 4 if family == socket.AF_INET else 6
     jump = {"action": _GOTO, "goto": END}
     yield {"priority": END, "action": _NOP}
     yield {"priority": PRIORITY, "fwmark": settings.mark, **jump}
-    for port in inbound.ports:
+    for port in sessions.ports:
         yield {"priority": PRIORITY + 1, "ip_proto": socket.IPPROTO_TCP, "sport_range": f"{port}:{port}", **jump}
-    for peer in inbound.operators:
+    for peer in sessions.operators:
         if peer.version == version:
             yield {"priority": PRIORITY + 2, "dst": str(peer), "dst_len": peer.max_prefixlen, **jump}
     for network in (*map(ipaddress.ip_network, LINK_ONLY[socket.AddressFamily(family)]), *settings.exclude):
@@ -243,12 +243,12 @@ def _wide_routes(ipr: Any, family: int) -> Iterator[str]:
             yield f"routes: the main table has a route to {network}, which stays outside the tunnel"
 
 
-def _ways(ipr: Any, inbound: Iterable[Any]) -> dict[Address, Any]:
+def _ways(ipr: Any, connections: Iterable[Any]) -> dict[Address, Any]:
     """Ask the kernel for the way to each peer: interface and next hop, or None where there is none."""
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as in `kernel`
 
     ways: dict[Address, Any] = {}
-    for peer in {item.peer for item in inbound}:
+    for peer in {item.peer for item in connections}:
         try:
             route = next(iter(ipr.route("get", dst=str(peer))))
             ways[peer] = route.get_attr("RTA_OIF"), route.get_attr("RTA_GATEWAY")
@@ -292,7 +292,7 @@ def remove(ipr: Any) -> int:
     The rules go first, so that traffic has its old way back before anything else changes. Nobody else's rule, route or
     address is touched.
     """
-    with told_refusals():
+    with reported_refusals():
         found = _remove(ipr)
         for _ in range(PASSES):
             if not found or not _remove(ipr):

@@ -45,7 +45,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Own:
+class _CommandKeys:
     """Keys of the command itself, beside the tunnel's."""
 
     credentials_file: str | None = None
@@ -62,7 +62,7 @@ class _Own:
 
 def keys() -> list[str]:
     """Name every key of `t2s run`."""
-    return [item.name for of in (TunnelConfig, _Own) for item in dataclasses.fields(of)]
+    return [item.name for of in (TunnelConfig, _CommandKeys) for item in dataclasses.fields(of)]
 
 
 def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]) -> RunSettings:
@@ -74,7 +74,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
     if "proxy" not in merged:
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
-    own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_Own)}
+    own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_CommandKeys)}
     for key in ("stats", "grace"):
         value = own[key]
         if value is not None and not (value > 0 if key == "stats" else value >= 0):
@@ -150,7 +150,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not TOML: {error}") from error
     lines = key_lines(text)
-    hints = get_type_hints(TunnelConfig) | get_type_hints(_Own)
+    hints = get_type_hints(TunnelConfig) | get_type_hints(_CommandKeys)
     found: dict[str, Any] = {}
     for written, value in tree.items():
         key, place = written.replace("-", "_"), f"{file}:{lines.get((written,), 1)}"

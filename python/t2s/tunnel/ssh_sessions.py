@@ -41,37 +41,37 @@ class Connection:
 
 
 @dataclass(frozen=True, slots=True)
-class Inbound:
+class SshSessions:
     """What has to keep its way."""
 
     ports: tuple[int, ...] = ()
     """Ports of ssh servers, whose replies stay out of the tunnel."""
     operators: tuple[Address, ...] = ()
     """Addresses that operators come from."""
-    checked: tuple[Connection, ...] = ()
+    unprotected: tuple[Connection, ...] = ()
     """Other connections from outside, which must not be rerouted without being told."""
-    hidden: tuple[Connection, ...] = ()
+    forwarded: tuple[Connection, ...] = ()
     """An operator's connections that come through a forwarder of this machine, so that their far end is unknown."""
 
 
-def look(proc: Path = Path("/proc"), process: int | None = None) -> Inbound:
-    """Look at what there is now."""
+def scan(proc: Path = Path("/proc"), process: int | None = None) -> SshSessions:
+    """Scan for the sessions that there are now."""
     connections, listening = _connections(proc)
     inodes = _ssh_inodes(proc)
     arrived = [item for item in connections if item.port in listening]
     ports = {item.port for item in arrived if item.inode in inodes}
     ports |= {port for port, holders in listening.items() if holders & inodes}
-    operators, hidden = set(), []
-    for peer, peer_port, port in _told(proc, os.getpid() if process is None else process):
+    operators, forwarded = set(), []
+    for peer, peer_port, port in _reported(proc, os.getpid() if process is None else process):
         live = [item for item in connections if (item.peer, item.peer_port, item.port) == (peer, peer_port, port)]
         if live:
             ports.add(port)
         if not peer.is_loopback:
             operators.add(peer)
         else:
-            hidden += live
-    checked = [item for item in arrived if not _stays(item.peer) and item.port not in ports]
-    return Inbound(tuple(sorted(ports)), tuple(sorted(operators, key=str)), tuple(checked), tuple(hidden))
+            forwarded += live
+    unprotected = [item for item in arrived if not _stays(item.peer) and item.port not in ports]
+    return SshSessions(tuple(sorted(ports)), tuple(sorted(operators, key=str)), tuple(unprotected), tuple(forwarded))
 
 
 def _stays(peer: Address) -> bool:
@@ -125,7 +125,7 @@ def _ssh_inodes(proc: Path) -> set[int]:
     return inodes
 
 
-def _told(proc: Path, process: int) -> Iterator[tuple[Address, int, int]]:
+def _reported(proc: Path, process: int) -> Iterator[tuple[Address, int, int]]:
     """Read `SSH_CONNECTION` of a process and of those that started it: peer, its port, this end's port."""
     for _ in range(ANCESTORS):
         if process <= 0:
