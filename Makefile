@@ -43,12 +43,13 @@ build: $(VENV)/made  ## install the package, with its release extension, into th
 
 test: $(VENV)/tools lint rust-test python-test  ## all of it: format, lints, cargo test, types, stub, pytest
 
-lint: $(VENV)/tools build  ## formatting, clippy, ruff, mypy, and the stub against the extension
+lint: $(VENV)/tools build  ## formatting, clippy, ruff, layers, mypy, and the stub against the extension
 	cargo fmt --all --check
 	$(BIN)/python packaging/check_layers.py
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest t2s._core
 

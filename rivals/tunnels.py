@@ -26,7 +26,7 @@ import typer
 from rig import engine, measures, network, peer, table, targets
 from rig import run as runner
 from rig.process import RigError, Signals
-from t2s.statistics import median_coverage
+from t2s.lab.statistics import median_coverage
 
 ENGINES = "ceiling,t2s,tun2proxy,tun2socks"
 """All of them."""

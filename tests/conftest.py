@@ -16,5 +16,5 @@ def steal(monkeypatch):
         taken["sum"] += taken["ms"] / 2  # read before and after each phase
         return taken["sum"]
 
-    monkeypatch.setattr("t2s.runner.stolen_ms", stolen_ms)
+    monkeypatch.setattr("t2s.lab.runner.stolen_ms", stolen_ms)
     return taken

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from t2s import cli_tunnel, metrics, settings
-from t2s.flags import parse
+from t2s import metrics
+from t2s.cli import tunnel
+from t2s.cli.flags import parse
+from t2s.tunnel import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -44,7 +46,7 @@ def test_flags_that_operators_are_told_exist(name):
     """Commands parse; flags and counters that are named in passing exist."""
     text = (ROOT / "docs" / name).read_text(encoding="utf-8").replace("\\\n", " ")
     for words in re.findall(r"^t2s run ([^#&\n]*)", text, re.MULTILINE):
-        assert parse(cli_tunnel.run, shlex.split(words)) is not None, words
+        assert parse(tunnel.run, shlex.split(words)) is not None, words
     flags = {flag.replace("_", "-") for flag in list(settings.keys())}
     named = re.findall(r"(?<=`)--([a-z-]+)", text)
     assert named, "the walk found flags"

@@ -5,7 +5,10 @@ import importlib
 
 import pytest
 
-MODULES = ["columns", "flags", "metrics", "metrics_server", "numbers", "settings", "statistics", "toml_lines", "tunnel"]
+MODULES = [
+    *("cli.flags", "lab.columns", "lab.formatting", "lab.statistics", "metrics", "toml_lines"),
+    *("tunnel.api", "tunnel.metrics_server", "tunnel.settings"),
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

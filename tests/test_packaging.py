@@ -14,8 +14,8 @@ import pytest
 
 from netns import T2S, missing
 from rooms import room
-from t2s import cli_tunnel
-from t2s.flags import parse
+from t2s.cli import tunnel
+from t2s.cli.flags import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT = ROOT / "packaging" / "t2s.service"
@@ -42,7 +42,7 @@ def test_the_unit_runs_a_command_that_exists():
     service = unit()["Service"]
     program, command, *flags = shlex.split(service["ExecStart"])
     assert (Path(program).name, command) == ("t2s", "run")
-    assert parse(cli_tunnel.run, flags) == {"config": Path("/etc/t2s/t2s.toml")}
+    assert parse(tunnel.run, flags) == {"config": Path("/etc/t2s/t2s.toml")}
     assert service["ExecReload"].split()[1] == "-HUP"
     assert int(service["TimeoutStopSec"]) > 2, "more than the shutdown timeout"
 
@@ -124,7 +124,7 @@ def test_the_container_copies_what_exists_and_all_that_a_wheel_needs():
 def test_the_commands_in_the_containers_header_are_right():
     text = CONTAINERFILE.read_text(encoding="utf-8")
     [command] = re.findall(r"t2s run (.*)$", text, re.MULTILINE)
-    assert parse(cli_tunnel.run, shlex.split(command)) is not None
+    assert parse(tunnel.run, shlex.split(command)) is not None
     assert "--cap-add NET_ADMIN --device /dev/net/tun" in text
     assert os.path.relpath(CONTAINERFILE, ROOT) in text
 

@@ -39,10 +39,11 @@ from t2s._core import (
 
 if TYPE_CHECKING:
     from t2s.errors import ScenarioError
-    from t2s.results import Results
-    from t2s.runner import run_scenarios
-    from t2s.scenario import Scenario, ScenarioFile, load_scenarios
-    from t2s.tunnel import Proxy, Tunnel, TunnelConfig
+    from t2s.lab.load_file import load_scenarios
+    from t2s.lab.results import Results
+    from t2s.lab.runner import run_scenarios
+    from t2s.lab.scenario import Scenario, ScenarioFile
+    from t2s.tunnel.api import Proxy, Tunnel, TunnelConfig
 
 __all__ = [
     "Buffer",
@@ -83,15 +84,15 @@ __all__ = [
 
 # Name here -> module that has it: imported on first use.
 _LAZY: dict[str, str] = {
-    "Proxy": "t2s.tunnel",
-    "Results": "t2s.results",
-    "Scenario": "t2s.scenario",
+    "Proxy": "t2s.tunnel.api",
+    "Results": "t2s.lab.results",
+    "Scenario": "t2s.lab.scenario",
     "ScenarioError": "t2s.errors",
-    "ScenarioFile": "t2s.scenario",
-    "Tunnel": "t2s.tunnel",
-    "TunnelConfig": "t2s.tunnel",
-    "load_scenarios": "t2s.scenario",
-    "run_scenarios": "t2s.runner",
+    "ScenarioFile": "t2s.lab.scenario",
+    "Tunnel": "t2s.tunnel.api",
+    "TunnelConfig": "t2s.tunnel.api",
+    "load_scenarios": "t2s.lab.load_file",
+    "run_scenarios": "t2s.lab.runner",
 }
 
 

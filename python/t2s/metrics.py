@@ -16,7 +16,7 @@ under their own names. A cause or reason that has not occurred yet has no series
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client.core import (
     REGISTRY,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-    from t2s.tunnel import Tunnel
 
 __all__ = ["TunnelCollector", "register"]
 
@@ -128,10 +127,25 @@ DERIVED = {"dial_mean_ns", "iterations"}
 """Keys that a histogram's sum and count say already."""
 
 
+class Counted(Protocol):
+    """What is asked of a tunnel; `t2s.Tunnel` has it."""
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    @property
+    def running(self) -> bool:
+        """Whether packets are still carried."""
+
+    def stats(self) -> Mapping[str, Any]:
+        """Return all counters."""
+
+
 class TunnelCollector(Collector):
     """The metrics of some tunnels; one registry takes one of these, since its metrics have one name each."""
 
-    def __init__(self, *tunnels: Tunnel) -> None:
+    def __init__(self, *tunnels: Counted) -> None:
         self._tunnels = tunnels
 
     def describe(self) -> Iterable[Metric]:
@@ -146,7 +160,7 @@ class TunnelCollector(Collector):
         return families.all()
 
 
-def register(*tunnels: Tunnel, registry: CollectorRegistry = REGISTRY) -> TunnelCollector:
+def register(*tunnels: Counted, registry: CollectorRegistry = REGISTRY) -> TunnelCollector:
     """Add the metrics of tunnels to a registry; `registry.unregister` takes what this returns.
 
     Pass all tunnels of a registry in one call: a second call raises prometheus_client's `DuplicateTimeseries`.

@@ -1,8 +1,8 @@
 """Statistics for few rounds: medians with the span of all rounds, and ratios of values that were measured together.
 
 Pure. A ratio is taken within a round, where both sides saw the same machine, and the median comes last. The span of `n`
-rounds holds the true median with probability 1 - 2^(1-n) (`t2s.statistics.median_coverage`); an interval that claims
-more than its rounds allow is not offered.
+rounds holds the true median with probability 1 - 2^(1-n) (`t2s.lab.statistics.median_coverage`); an interval that
+claims more than its rounds allow is not offered.
 """
 
 from __future__ import annotations
