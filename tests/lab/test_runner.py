@@ -50,30 +50,32 @@ def test_the_baseline_runs_for_a_moment_right_before_each_round():
     steps = plan(short(rounds=4, paired_baseline_seconds=0.1))
     for at, step in enumerate(steps):
         if step.phase == "load" and step.scenario not in {"high_pps_small_pkt", "soak_mixed"}:
-            moment = steps[at - 1]
-            assert (moment.scenario, moment.phase, moment.round) == (step.scenario, "beside", step.round)
-            assert (moment.spec["scenario"], moment.spec["phase"]) == ("high_pps_small_pkt", "load")
-            assert moment.spec["seconds"] == 0.1
-    assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "beside")
-    assert not any(step.phase == "beside" for step in plan(short(paired_baseline_seconds=0.0)))
+            probe = steps[at - 1]
+            assert (probe.scenario, probe.phase, probe.round) == (step.scenario, "paired_baseline", step.round)
+            assert (probe.spec["scenario"], probe.spec["phase"]) == ("high_pps_small_pkt", "load")
+            assert probe.spec["seconds"] == 0.1
+    assert not any(step.scenario == "high_pps_small_pkt" for step in steps if step.phase == "paired_baseline")
+    assert not any(step.phase == "paired_baseline" for step in plan(short(paired_baseline_seconds=0.0)))
     variants = [Variant(), Variant("off", Settings(pool_cache=0))]
-    assert not any(step.phase in {"beside", "sample"} for step in plan(short(), variants))
+    assert not any(step.phase in {"paired_baseline", "soak_probe"} for step in plan(short(), variants))
 
 
 def test_a_soak_is_sampled_in_each_round_beside_the_baseline():
     steps = plan(short(rounds=3, paired_baseline_seconds=0.1, soak_probe_seconds=0.4))
-    samples = [(at, step) for at, step in enumerate(steps) if step.phase == "sample"]
+    samples = [(at, step) for at, step in enumerate(steps) if step.phase == "soak_probe"]
     assert [step.round for _, step in samples] == [0, 1, 2]
     for at, step in samples:
         assert (step.scenario, step.spec["phase"], step.spec["seconds"]) == ("soak_mixed", "load", 0.4)
         assert "slice_seconds" not in step.spec
         assert (steps[at - 1].scenario, steps[at - 1].phase, steps[at - 1].round) == (
             "soak_mixed",
-            "beside",
+            "paired_baseline",
             step.round,
         )
     for without in (short(soak_probe_seconds=0.0), short(paired_baseline_seconds=0.0)):
-        assert not any(step.phase in {"sample", "beside"} and step.scenario == "soak_mixed" for step in plan(without))
+        assert not any(
+            step.phase in {"soak_probe", "paired_baseline"} and step.scenario == "soak_mixed" for step in plan(without)
+        )
 
 
 def test_capacity_is_measured_in_so_many_rounds():

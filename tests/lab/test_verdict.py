@@ -94,7 +94,7 @@ def test_rounds_that_disagree_are_inconclusive():
     assert 0.025 < found.fail_share < 0.975
 
 
-def test_rounds_are_judged_within_their_own_mood():
+def test_rounds_are_judged_within_their_own_noise():
     """Half of the rounds are slow for baseline and scenario alike: each is below the limit of its own pair."""
 
     rounds = {seed_of(1, name, number): number for name in ("base", "other") for number in range(9)}
@@ -122,7 +122,7 @@ def test_the_baseline_beside_a_round_is_what_the_round_is_held_against():
     found = next(v for v in results.verdicts.verdicts if v.scenario == "other")
     assert found.status is Status.FAIL
     assert (found.measured, found.limit) == (3_000, 2_000)
-    assert len(results.beside("other", "latency_p99_ns")) == results.file.run.rounds
+    assert len(results.paired_baseline("other", "latency_p99_ns")) == results.file.run.rounds
     assert results.values("base", "latency_p99_ns")[0] == 9_000
 
 
@@ -149,15 +149,15 @@ def test_a_soak_is_judged_by_its_slices(spoilt, status):
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, Status.PASS), (1.6, Status.FAIL)])
-def test_a_soak_is_held_against_moments_in_the_moods_of_the_machine(factor, status):
-    """The machine is half as slow again in half of the moments, and in three quarters of the soak."""
-    moments = 0
+def test_a_soak_is_held_against_probes_in_all_states_of_the_machine(factor, status):
+    """The machine is half as slow again in half of the probes, and in three quarters of the soak."""
+    probes = 0
 
     def change(spec, tree):
-        nonlocal moments
+        nonlocal probes
         if spec["scenario"] == "base" and spec["seconds"] == 0.1:
-            moments += 1
-            tree["latency"]["p99"] = 1_000 if moments % 2 else 1_500
+            probes += 1
+            tree["latency"]["p99"] = 1_000 if probes % 2 else 1_500
         elif spec["scenario"] == "soak" and spec["phase"] == "load":
             slices = [1_400 if at % 4 == 0 else 2_050 for at in range(40)]
             tree["latency_slices"] = [{"p99": factor * value} for value in slices]
@@ -166,7 +166,7 @@ def test_a_soak_is_held_against_moments_in_the_moods_of_the_machine(factor, stat
     results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change), rounds=31)
     found = results.verdicts.of("soak")[0]
     assert found.status is status
-    # 31 moments, of which the middle has 10 fast ones and 9 slow ones; of 40 slices 2 and 22.
+    # 31 probes, of which the middle has 10 fast ones and 9 slow ones; of 40 slices 2 and 22.
     assert found.limit == pytest.approx(2 * (10 * 1_000 + 9 * 1_500) / 19)
     assert found.measured == pytest.approx(factor * (2 * 1_400 + 22 * 2_050) / 24)
 
@@ -183,7 +183,7 @@ def test_a_round_is_held_against_the_baseline_before_and_after_it():
 
     text = FILE.replace("[[scenario]]", "paired_baseline_seconds = 0.1\n[[scenario]]", 1) + P99
     results = run_scenarios(parse_scenarios(text), make_lab=fake_labs(change))
-    found = results.beside("other", "latency_p99_ns")
+    found = results.paired_baseline("other", "latency_p99_ns")
     assert [found[at] for at in range(5)] == [200.0, 50.0, 12.5, 3.125, 1.5625]
 
 
@@ -196,8 +196,8 @@ def test_a_soak_is_held_against_all_moments_of_the_baseline():
 
     text = with_soak()
     results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
-    assert not results.beside("soak", "latency_p99_ns")
-    assert list(results.moments("latency_p99_ns").values()) == [1_000] * 5
+    assert not results.paired_baseline("soak", "latency_p99_ns")
+    assert list(results.baseline_probes("latency_p99_ns").values()) == [1_000] * 5
     assert results.verdicts.of("soak")[0].limit == 2_000
 
 
@@ -215,8 +215,8 @@ def test_a_soak_that_is_sampled_is_held_against_the_moments_beside_its_samples()
     results = run_scenarios(parse_scenarios(text + P99), make_lab=fake_labs(change))
     found = results.verdicts.of("soak")[0]
     assert (found.status, found.measured, found.limit, found.rounds) == (Status.PASS, 1_700, 2_000, 5)
-    assert list(results.samples("soak", "latency_p99_ns").values()) == [1_700] * 5
-    assert not results.samples("soak", "goodput_ratio"), "that is about the whole of it"
+    assert list(results.soak_probes("soak", "latency_p99_ns").values()) == [1_700] * 5
+    assert not results.soak_probes("soak", "goodput_ratio"), "that is about the whole of it"
     assert len(results.values("soak", "latency_p99_ns")) == 40
     alone = run_scenarios(parse_scenarios(text + 'fail_if = "latency_p99_ns > 2_000"'), make_lab=fake_labs(change))
     assert alone.verdicts.of("soak")[0].status is Status.FAIL, "by itself it is judged by its slices"

@@ -50,7 +50,7 @@ def test_routes_that_cannot_be(keys, told):
 def test_an_address_replaces_the_default_of_its_family():
     settings = RouteSettings.read(**(NONE | {"addresses": ["10.7.0.1/30"]}))
     assert sorted(map(str, settings.addresses)) == ["10.7.0.1/30", route_settings.ADDRESSES[1]]
-    assert (settings.mark, settings.carries(socket.AF_INET6)) == (route_settings.MARK, True)
+    assert (settings.fwmark, settings.carries(socket.AF_INET6)) == (route_settings.FWMARK, True)
     assert not RouteSettings.read(**(NONE | {"families": "ipv4"})).carries(socket.AF_INET6)
 
 
@@ -67,15 +67,18 @@ def test_rules_end_in_the_tunnel_after_all_exceptions(family):
     assert {rule["goto"] for rule in jumps} == {rules[0]["priority"]}
     own = {"192.0.2.7", "10.0.0.0"} if family == socket.AF_INET else {"2001:db8::7", "2001:db8::"}
     assert own <= {rule["dst"] for rule in jumps if "dst" in rule}
-    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [route_settings.MARK]
+    assert [rule["fwmark"] for rule in jumps if "fwmark" in rule] == [route_settings.FWMARK]
 
 
 def test_settings_of_routes(tmp_path):
     file = tmp_path / "t2s.toml"
     file.write_text('proxy = "direct://"\nauto_route = true\nroute_exclude = ["10.0.0.0/8"]\n', encoding="utf-8")
     found = load({}, file, {})
-    assert (found.tunnel.mark, [str(item) for item in found.routes.exclude]) == (route_settings.MARK, ["10.0.0.0/8"])
-    assert load({"mark": 5}, file, {}).tunnel.mark == 5
+    assert (found.tunnel.fwmark, [str(item) for item in found.routes.exclude]) == (
+        route_settings.FWMARK,
+        ["10.0.0.0/8"],
+    )
+    assert load({"fwmark": 5}, file, {}).tunnel.fwmark == 5
     found = load({"auto_route": False}, file, {})
     assert (found.routes, found.tunnel.fwmark) == (None, None)
     needless = {"route_exclude": ["10.0.0.0/8"], "address": ["10.0.0.1"], "families": "ipv4", "force": True}

@@ -137,7 +137,7 @@ def run(
                 log([("info", f"routes: all traffic goes into {tunnel.name}")])
             _watch(tunnel, settings, signals, lambda: load(flags, config, os.environ))
             log(tunnel.lines())
-            tunnel.stop(settings.grace)
+            tunnel.stop(settings.shutdown_timeout)
             _keep(tunnel.stats(), settings.stats_file)
     except T2sError as error:
         log(tunnel.lines())

@@ -201,7 +201,7 @@ _CORE: tuple[tuple[str, Callable[[Tree], float | None]], ...] = (
 """Times of the core beside the stages, nanoseconds a packet."""
 
 _TAIL: tuple[tuple[str, str, Callable[[Tree], float | None]], ...] = (
-    ("the core's own time a packet (service p99)", "core", _number("service", "p99")),
+    ("the core's own time a packet (service time p99)", "core", _number("service_time", "p99")),
     ("event loop iterations (p99 of their length)", "core", _number("loop", "hist", "p99")),
     ("longest time a worker was off the CPU", "machine", _number("loop", "max_off_cpu_ns")),
     ("latest departure of a packet in the generator", "machine", _number("generator", "behind_ns_max")),
@@ -270,15 +270,15 @@ def _finding(  # noqa: PLR0917 - one call a candidate, in columns
 
 
 def _loop_findings(results: Results, scenario: str) -> list[Finding]:
-    """Group the watchdog's alarms by the stage that they stood in."""
-    iterations: dict[str, list[tuple[float, float]]] = {}
+    """Group the watchdog's stalls by the stage that they stood in."""
+    by_stage: dict[str, list[tuple[float, float]]] = {}
     for tree in results.trees(scenario, "load"):
-        for alarm in (tree.get("loop") or {}).get("alarms") or ():
-            iterations.setdefault(alarm["stage"], []).append((alarm["wall_ns"], alarm["off_cpu_ns"]))
+        for stall in (tree.get("loop") or {}).get("stalls") or ():
+            by_stage.setdefault(stall["stage"], []).append((stall["wall_ns"], stall["off_cpu_ns"]))
     found = []
-    for stage, alarms in iterations.items():
-        on_cpu = max(wall - off for wall, off in alarms)
-        off_cpu = max(off for _, off in alarms)
+    for stage, stalls in by_stage.items():
+        on_cpu = max(wall - off for wall, off in stalls)
+        off_cpu = max(off for _, off in stalls)
         kind = "stage" if on_cpu > off_cpu else "machine"
         worst = max(on_cpu, off_cpu)
         found.append(

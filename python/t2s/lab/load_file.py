@@ -129,9 +129,9 @@ def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
     run = raw.get("run")
     run = run if isinstance(run, dict) else {}
     baseline = run.get("baseline")
-    if run.get("sample_seconds") and not run.get("beside_seconds"):
+    if run.get("soak_probe_seconds") and not run.get("paired_baseline_seconds"):
         found.append(
-            Located(("run", "sample_seconds"), "needs `beside_seconds`: samples are compared with such moments")
+            Located(("run", "soak_probe_seconds"), "needs `paired_baseline_seconds`: probes are compared with it")
         )
     if isinstance(baseline, str) and baseline not in names:
         found.append(Located(("run", "baseline"), f'no scenario "{baseline}"{suggest(baseline, names)}'))

@@ -40,7 +40,7 @@ def stolen_ms() -> float:
         return 0.0
 
 
-def others_running() -> int:
+def runnable_threads() -> int:
     """Return how many other threads of the machine want a CPU right now; 0 where nobody says."""
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()

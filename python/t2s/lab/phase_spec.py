@@ -26,7 +26,11 @@ def phase_spec(
     Precedence of settings: the `settings` argument, the phase's, the scenario's, the file's.
     """
     run, own = file.run, scenario.phase(phase)
-    default_seconds = {"load": run.load_seconds, "capacity": run.capacity_seconds, "null": run.null_seconds}[phase]
+    default_seconds = {
+        "load": run.load_seconds,
+        "capacity": run.capacity_seconds,
+        "generator_selftest": run.generator_selftest_seconds,
+    }[phase]
     soak = scenario.soak and phase == "load"
     if soak:
         default_seconds = run.soak_seconds

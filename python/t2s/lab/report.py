@@ -59,8 +59,8 @@ def _verdict(results: Results) -> str:
     counts = evaluation.counts
     told = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status])
     reference = [scenario.reference.status for scenario in results.file.scenario if scenario.reference.status]
-    beside = f" (the reference: {reference.count('PASS')} of {len(reference)} PASS)" if reference else ""
-    lines = [f"**{evaluation.overall.value}**: {told or 'nothing was judged'}{beside}."]
+    compared = f" (the reference: {reference.count('PASS')} of {len(reference)} PASS)" if reference else ""
+    lines = [f"**{evaluation.overall.value}**: {told or 'nothing was judged'}{compared}."]
     if results.interrupted:
         lines.append("The run was interrupted; what was measured until then is below.")
     if busy := busy_note(results):
@@ -72,7 +72,7 @@ def _verdict(results: Results) -> str:
 
 def _status(results: Results, command: str) -> str:
     run = results.file.run
-    names = ("generator_selftest", "load", "capacity", "beside", "sample")
+    names = ("generator_selftest", "load", "capacity", "paired_baseline", "soak_probe")
     phases = {name: [p for p in results.phases if p.phase == name] for name in names}
     seconds = {name: sum(p.tree.get("seconds") or 0.0 for p in found) for name, found in phases.items()}
     soaks = [p for p in phases["load"] if results.file.named(p.scenario).soak]
@@ -84,7 +84,7 @@ def _status(results: Results, command: str) -> str:
 seed {run.seed}; {run.rounds} rounds, interleaved over the scenarios in a shuffled order.
 - Load phases: {len(phases["load"])}, {seconds["load"]:.0f} s measured. Capacity phases: {len(phases["capacity"])}, \
 {seconds["capacity"]:.0f} s. Self-tests of the generator: {len(phases["generator_selftest"])}. \
-Paired baselines: {len(phases["beside"])}, soak probes: {len(phases["sample"])}.
+Paired baselines: {len(phases["paired_baseline"])}, soak probes: {len(phases["soak_probe"])}.
 - Soak: {soak}{"" if not soaks else f"; the full {FULL_SOAK_SECONDS:,} s command is below"}.
 - Android profiling: needs a device; the commands are below."""
 

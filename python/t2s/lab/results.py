@@ -35,7 +35,7 @@ SAMPLES_MIN = 3
 """Rounds with a valid sample from which samples speak for a soak."""
 
 MOMENTS_FROM = 1_000_000
-"""Number of the first of the baseline's moments where they stand for themselves: beyond the most rounds of a file."""
+"""Number of the first of the baseline's probes where they stand for themselves: beyond the most rounds of a file."""
 
 IDENTITY = ("variant", "scenario", "round", "driver", "workers", "seed", "valid", "capacity_valid", "invalid")
 """Columns of the rounds' frame before the metrics."""
@@ -200,15 +200,15 @@ class Results:
         found = self._by_scenario.get((variant, scenario), ())
         return {row["round"]: row[column] for row in found if _counts(row, column) and row[column] is not None}
 
-    def beside(self, scenario: str, column: str) -> dict[int, float]:
-        """Return a column's values of the baseline by round of `scenario`, measured right beside it; valid ones only.
+    def paired_baseline(self, scenario: str, column: str) -> dict[int, float]:
+        """Return a column's values of the baseline by round of `scenario`, measured right before it; valid ones only.
 
-        Between the moment before a round and the next one after it, by their geometric mean: a machine's mood is a
-        factor. Empty when the file wants no such moments.
+        Between the probe before a round and the next one after it, by their geometric mean: a machine's state is a
+        factor. Empty when the file wants no such probes.
         """
         values: dict[int, float] = {}
         last: int | None = None
-        for name, number, row in self._moments:
+        for name, number, row in self._baseline_probes:
             value = row[column]
             if last is not None and value is not None:
                 values[last] = math.sqrt(values[last] * value)
@@ -218,35 +218,35 @@ class Results:
                 last = number
         return values
 
-    def samples(self, scenario: str, column: str) -> dict[int, float]:
-        """Return a percentile of a soak by round, of the moments that it was run beside the baseline; valid ones only.
+    def soak_probes(self, scenario: str, column: str) -> dict[int, float]:
+        """Return a percentile of a soak by round, of its probes beside the baseline; valid ones only.
 
         Empty for other columns, which are about the whole soak, and with samples of fewer than `SAMPLES_MIN` rounds or
         of less than half of them.
         """
         if not self._slices(scenario, column, ""):
             return {}
-        found = {number: row[column] for number, row in self._samples.get(scenario, {}).items()}
+        found = {number: row[column] for number, row in self._soak_probes.get(scenario, {}).items()}
         valid = {number: value for number, value in found.items() if value is not None}
         return valid if len(valid) >= max(SAMPLES_MIN, self.file.run.rounds / 2) else {}
 
-    def moments(self, column: str) -> dict[int, float]:
-        """Return a column's values of all of the baseline's moments, numbered beyond all rounds; valid ones only."""
-        values = [row[column] for _, _, row in self._moments]
+    def baseline_probes(self, column: str) -> dict[int, float]:
+        """Return a column's values of all of the baseline's probes, numbered beyond all rounds; valid ones only."""
+        values = [row[column] for _, _, row in self._baseline_probes]
         return dict(enumerate((value for value in values if value is not None), start=MOMENTS_FROM))
 
     @cached_property
-    def _moments(self) -> list[tuple[str, int, Mapping[str, Value]]]:
-        """The valid moments of the baseline, as they were run: for which scenario and round, and their columns."""
-        found = [phase for phase in self.phases if phase.phase == "beside" and phase.invalid is None]
+    def _baseline_probes(self) -> list[tuple[str, int, Mapping[str, Value]]]:
+        """The valid probes of the baseline, as they were run: for which scenario and round, and their columns."""
+        found = [phase for phase in self.phases if phase.phase == "paired_baseline" and phase.invalid is None]
         return [(phase.scenario, phase.round, metrics(phase.tree, None)) for phase in found]
 
     @cached_property
-    def _samples(self) -> dict[str, dict[int, Mapping[str, Value]]]:
-        """The valid moments of soaks: by scenario and round, their columns."""
+    def _soak_probes(self) -> dict[str, dict[int, Mapping[str, Value]]]:
+        """The valid probes of soaks: by scenario and round, their columns."""
         found: dict[str, dict[int, Mapping[str, Value]]] = {}
         for phase in self.phases:
-            if phase.phase == "sample" and phase.invalid is None:
+            if phase.phase == "soak_probe" and phase.invalid is None:
                 found.setdefault(phase.scenario, {})[phase.round] = metrics(phase.tree, None)
         return found
 

@@ -1,7 +1,7 @@
 """Runs a matrix: which phase when, by which specification, and what to keep of it.
 
-Promises: rounds are interleaved over scenarios in a seeded, shuffled order, so that the machine's moods spread evenly;
-an interrupt ends cleanly and keeps every phase that was measured. Measures nothing itself but what surrounds a phase.
+Promises: rounds are interleaved over scenarios in a seeded, shuffled order, so that machine noise spreads evenly; an
+interrupt ends cleanly and keeps every phase that was measured. Measures nothing itself but what surrounds a phase.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from t2s import _core
 from t2s.errors import LabError, T2sError
 from t2s.lab.load_file import load_scenarios
-from t2s.lab.machine import describe, others_running, stolen_ms
+from t2s.lab.machine import describe, runnable_threads, stolen_ms
 from t2s.lab.phase_spec import phase_spec, seed_of
 from t2s.lab.results import Decode, PhaseResult, Results
 from t2s.lab.scenario import PhaseName, Scenario, ScenarioFile, Settings, StepName
@@ -112,7 +112,7 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
     """Return all phases in the order in which they are run.
 
     First the generator's self-tests, then the rounds: in each, all scenarios and variants in a shuffled order, load
-    before capacity, and a moment of the baseline before each load. Of a soak's load there is a moment too; the whole of
+    before capacity, and a probe of the baseline before each load. Of a soak's load there is a probe too; the whole of
     it, the longest phase, comes last and once.
     """
     steps: list[Step] = []
@@ -125,20 +125,20 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
             spec["speed"] = "max"
         return Step(scenario.name, phase, number, variant.name, spec)
 
-    def beside(scenario: Scenario, number: int) -> list[Step]:
+    def paired_baseline(scenario: Scenario, number: int) -> list[Step]:
         baseline = file.named(file.baseline)
         if not file.run.paired_baseline_seconds or scenario is baseline or baseline.soak or len(variants) > 1:
             return []
         spec = {**step(baseline, "load", number, variants[0]).spec, "seconds": file.run.paired_baseline_seconds}
-        return [Step(scenario.name, "beside", number, variants[0].name, spec)]
+        return [Step(scenario.name, "paired_baseline", number, variants[0].name, spec)]
 
     def sample(soak: Scenario, number: int) -> list[Step]:
-        moment = beside(soak, number)
-        if not moment or not file.run.soak_probe_seconds or (soak.driver or file.run.driver) != "memory":
+        probe = paired_baseline(soak, number)
+        if not probe or not file.run.soak_probe_seconds or (soak.driver or file.run.driver) != "memory":
             return []
         spec = {**step(soak, "load", number, variants[0]).spec, "seconds": file.run.soak_probe_seconds}
         del spec["slice_seconds"]
-        return [*moment, Step(soak.name, "sample", number, variants[0].name, spec)]
+        return [*probe, Step(soak.name, "soak_probe", number, variants[0].name, spec)]
 
     if self_test:
         generated = [s for s in file.scenario if (s.driver or file.run.driver) == "memory"]
@@ -150,7 +150,7 @@ def plan(file: ScenarioFile, variants: Sequence[Variant] = (Variant(),), *, self
             if scenario.soak:
                 steps += sample(scenario, number)
             else:
-                steps += [*beside(scenario, number), step(scenario, "load", number, variant)]
+                steps += [*paired_baseline(scenario, number), step(scenario, "load", number, variant)]
             if _has_capacity(number, file.run.rounds, file.run.capacity_rounds):
                 steps.append(step(scenario, "capacity", number, variant))
     for scenario in file.scenario:

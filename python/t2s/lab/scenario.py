@@ -24,8 +24,8 @@ SCHEMA: Literal[1] = 1
 """Version of the file's schema; raised when an old file would mean something else."""
 
 PhaseName = Literal["load", "capacity", "generator_selftest"]
-StepName = Literal["load", "capacity", "generator_selftest", "beside", "sample"]
-"""What is run for a scenario: its phases, the baseline's load beside its own, and a soak's load for a moment."""
+StepName = Literal["load", "capacity", "generator_selftest", "paired_baseline", "soak_probe"]
+"""What is run for a scenario: its phases, the paired baseline before its load, and the probes of a soak."""
 Ratio = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Field(ge=0, le=1 << 40)]
@@ -138,9 +138,9 @@ class Settings(_Strict):
     checksum: Literal["auto", "scalar", "swar", "avx2", "avx512", "neon"] = "auto"
     reassembly: Literal["bounded", "unbounded"] = "bounded"
     watchdog: bool = True
-    """Time each iteration of the event loop and raise alarms."""
-    loop_limit_ms: float = Field(default=10.0, gt=0.0, le=60_000.0)
-    """An iteration longer than this is an alarm; the reference's limit."""
+    """Time each iteration of the event loop and count stalls."""
+    loop_stall_ms: float = Field(default=10.0, gt=0.0, le=60_000.0)
+    """An iteration longer than this is a stall; the reference's limit."""
     pool_ceiling_mib: int = Field(default=1_024, ge=1, le=1 << 20)
     max_tcp_flows: int = Field(default=65_536, ge=1, le=1 << 24)
     max_udp_sessions: int = Field(default=65_536, ge=1, le=1 << 24)
@@ -223,8 +223,7 @@ class Run(_Strict):
     """The baseline's load right before each load round of another scenario, to compare that round with; 0: each round
     is compared with the baseline's own of the same number."""
     soak_probe_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
-    """A soak's load for a moment in each round, beside the baseline's, by which its percentiles are compared with that;
-    0: slices of the soak are compared with all moments of the baseline. Needs `paired_baseline_seconds`."""
+    """A soak's load, run shortly in each round beside the paired baseline, to compare the two; 0: slices of the soak are compared with all probes of the baseline. Needs `paired_baseline_seconds`."""
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     """Rounds that have a capacity phase, spread evenly; all when left out."""
     soak_seconds: Seconds = 120.0

@@ -5,7 +5,7 @@ expression works. FAIL when it holds in at least 97.5 % of them, PASS when in at
 decide it. The scenario and the baseline are resampled by the same draw, since round by round they were measured side
 by side; where the file has the baseline run right before each round (`paired_baseline_seconds`), those paired baselines
 count. Of a single comparison between such pairs it is the median difference of its sides that decides, each taken
-within its round: on a machine that has two moods, medians of each side may come from different ones. A soak's
+within its round: on a machine that has two states, medians of each side may come from different ones. A soak's
 percentiles are compared by its probes, which are such pairs; without them (`soak_probe_seconds`) its slices are
 compared with all paired baselines by the `middle` of both. Facts (maxima, counts, live bytes) have no interval: they
 hold or they do not.
@@ -60,7 +60,7 @@ TAIL_OF_P99 = 0.01
 """Share of samples above a 99th percentile."""
 
 DRIFT = 2.0
-"""How many times the percentile of its samples a soak may have in its last third; moods of a machine differ by less."""
+"""How many times the percentile of its probes a soak may have in its last third; machine noise is below this."""
 DRIFT_SLICES = 3
 """Slices of such a third at least: one alone may be what a stall has spoilt."""
 
@@ -156,25 +156,25 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
 def _of_baseline(results: Results, scenario: str, column: str) -> dict[int, float]:
     """Return the baseline's values that a scenario's are held against, by round.
 
-    What no moment stands beside, a soak's one long phase, is held against all moments of the run.
+    What has no paired baseline, a soak's one long phase, is held against all probes of the run.
     """
     if not COLUMNS[column].is_estimate:
         return results.values(results.file.baseline, column)
-    alone = results.file.named(scenario).soak and not results.samples(scenario, column)
-    moments = results.moments(column) if alone else results.beside(scenario, column)
-    return moments or results.values(results.file.baseline, column)
+    alone = results.file.named(scenario).soak and not results.soak_probes(scenario, column)
+    probes = results.baseline_probes(column) if alone else results.paired_baseline(scenario, column)
+    return probes or results.values(results.file.baseline, column)
 
 
 def _of_scenario(results: Results, scenario: str, column: str, needed: Expression) -> dict[int, float]:
     """Return a scenario's own values, by round; of a soak against the baseline its samples, if it has any."""
-    samples = results.samples(scenario, column) if needed.baseline_columns else {}
+    samples = results.soak_probes(scenario, column) if needed.baseline_columns else {}
     return samples or results.values(scenario, column)
 
 
 def _drift(results: Results, scenario: str, needed: Expression) -> str | None:
     """Say that a soak that was judged by its samples, short ones of a fresh core, has become slower than they were."""
     for name in sorted(needed.columns if needed.baseline_columns else ()):
-        samples, slices = results.samples(scenario, name), list(results.values(scenario, name).values())
+        samples, slices = results.soak_probes(scenario, name), list(results.values(scenario, name).values())
         third = len(slices) // 3
         if samples and third >= DRIFT_SLICES:
             factor = middle(slices[-third:]) / median(samples.values())
@@ -186,7 +186,7 @@ def _drift(results: Results, scenario: str, needed: Expression) -> str | None:
 def _is_mixed(results: Results, scenario: str, needed: Expression) -> bool:
     """Whether an expression holds a soak's slices against the baseline of other times."""
     soak = results.file.named(scenario).soak and bool(needed.baseline_columns)
-    return soak and not any(results.samples(scenario, name) for name in needed.columns)
+    return soak and not any(results.soak_probes(scenario, name) for name in needed.columns)
 
 
 @dataclass(frozen=True, slots=True)

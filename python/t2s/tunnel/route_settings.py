@@ -18,7 +18,7 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-MARK = 0x7432
+FWMARK = 0x7432
 """Firewall mark of the tunnel's sockets where none is set: "t2", so that it is nobody's first choice."""
 ADDRESSES = ("10.255.116.50/32", "fdfe:7432::1/128")
 """The device's addresses where none are set: single ones, so that no network of the machine is hidden by them."""
@@ -28,7 +28,7 @@ ADDRESSES = ("10.255.116.50/32", "fdfe:7432::1/128")
 class RouteSettings:
     """What `--auto-route` is told."""
 
-    mark: int
+    fwmark: int
     exclude: tuple[Network, ...] = ()
     addresses: tuple[Interface, ...] = ()
     families: Families = "both"
@@ -36,11 +36,11 @@ class RouteSettings:
 
     @classmethod
     def read(
-        cls, *, mark: int | None, exclude: Sequence[str], addresses: Sequence[str], families: Families, force: bool
+        cls, *, fwmark: int | None, exclude: Sequence[str], addresses: Sequence[str], families: Families, force: bool
     ) -> RouteSettings:
         """Check words; raises `ConfigError` for what is no network, no address, or no mark."""
-        if mark == 0:
-            raise ConfigError("mark: 0 is what unmarked traffic has; auto_route needs another")
+        if fwmark == 0:
+            raise ConfigError("fwmark: 0 is what unmarked traffic has; auto_route needs another")
         given = [_parse("address", text, ipaddress.ip_interface) for text in addresses]
         for version in (4, 6):
             own = [item for item in given if item.version == version]
@@ -49,8 +49,8 @@ class RouteSettings:
             if not own:
                 given.append(ipaddress.ip_interface(ADDRESSES[version == 6]))
         return cls(
-            mark=MARK if mark is None else mark,
-            exclude=tuple(_parse("exclude", text, ipaddress.ip_network) for text in exclude),
+            fwmark=FWMARK if fwmark is None else fwmark,
+            exclude=tuple(_parse("route_exclude", text, ipaddress.ip_network) for text in exclude),
             addresses=tuple(given),
             families=families,
             force=force,

@@ -193,7 +193,7 @@ def _rules(family: int, settings: RouteSettings, sessions: SshSessions, strict: 
     version = 4 if family == socket.AF_INET else 6
     jump = {"action": _GOTO, "goto": END}
     yield {"priority": END, "action": _NOP}
-    yield {"priority": PRIORITY, "fwmark": settings.mark, **jump}
+    yield {"priority": PRIORITY, "fwmark": settings.fwmark, **jump}
     for port in sessions.ports:
         yield {"priority": PRIORITY + 1, "ip_proto": socket.IPPROTO_TCP, "sport_range": f"{port}:{port}", **jump}
     for peer in sessions.operators:

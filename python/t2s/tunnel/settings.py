@@ -23,7 +23,7 @@ from t2s.tunnel.route_settings import Families, RouteSettings, is_here
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GRACE_S = 2.0
+SHUTDOWN_TIMEOUT_S = 2.0
 """Time for open flows after a signal, seconds: enough to finish a request, short enough to wait for."""
 
 
@@ -75,7 +75,7 @@ def load(flags: Mapping[str, Any], file: Path | None, environ: Mapping[str, str]
         raise ConfigError("no proxy: give --proxy, `proxy` in the file of --config, or T2S_PROXY")
     merged |= _credentials(flags, from_file, environ)
     own = {item.name: merged.pop(item.name, None) for item in dataclasses.fields(_CommandKeys)}
-    for key in ("stats", "grace"):
+    for key in ("stats_interval", "shutdown_timeout"):
         value = own[key]
         if value is not None and not (value > 0 if key == "stats_interval" else value >= 0):
             raise ConfigError(
@@ -99,7 +99,7 @@ def _routes(own: Mapping[str, Any], tunnel: dict[str, Any]) -> RouteSettings | N
             if own[key] and own["auto_route"] is None:
                 raise ConfigError(f"{key}: needs auto_route")
         return None
-    check("mark", tunnel.get("mark"), int | None)
+    check("fwmark", tunnel.get("fwmark"), int | None)
     check("families", own["families"], Families | None)
     routes = RouteSettings.read(
         fwmark=tunnel.get("fwmark"),
