@@ -29,7 +29,7 @@ use crate::buf::{Buf, Pool, PoolCache};
 use crate::config::Config;
 use crate::flow::{FlowMap, ShardGuard};
 use crate::fragment::FragmentReassembler;
-use crate::icmp::Errors;
+use crate::icmp::IcmpErrorLimiter;
 use crate::reassembly::Budget;
 use crate::tcp::BufferBudget;
 use crate::time::Instant;
@@ -83,7 +83,7 @@ struct Inner {
     fragments: FragmentReassembler,
     budget: Budget,
     memory: BufferBudget,
-    icmp_errors: Errors,
+    icmp_errors: IcmpErrorLimiter,
     stats: StackStats,
     requests: VecDeque<Request>,
     /// Segments between the steps of a batch; empty outside of one.
@@ -145,7 +145,7 @@ impl Stack {
             fragments: FragmentReassembler::new(config.fragment, config.reassembly, config.secrets.flow_hash),
             budget: Budget::new(config.stream.total_bytes),
             memory: BufferBudget::new(config.buffer_budget),
-            icmp_errors: Errors::new(config.icmp_errors_per_second, now),
+            icmp_errors: IcmpErrorLimiter::new(config.icmp_errors_per_second, now),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
             looked: Vec::with_capacity(256),
@@ -291,7 +291,7 @@ impl Stack {
     /// there is nothing to do.
     pub fn prepare(&mut self) -> bool {
         let inner = &mut self.inner;
-        inner.flows.prepare() | inner.sessions.prepare() | inner.pool.grow_ahead()
+        inner.flows.prepare() | inner.sessions.prepare() | inner.pool.preallocate()
     }
 
     /// Housekeeping, about once a second while idle: gives free table chunks and cached buffers back.

@@ -10,7 +10,7 @@ use t2s_core::buf::{HEAP, Pool, PoolConfig};
 use t2s_core::checksum::Kernel;
 use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, FragmentLimits, ReassemblyMode, StreamLimits};
 use t2s_core::flow::{FlowMap, FlowMapConfig};
-use t2s_core::fragment::fragment_out;
+use t2s_core::fragment;
 use t2s_core::stack::{FlowId, Packet, Refusal, Request, Stack, StackStats};
 use t2s_core::time::{Instant, MILLIS, SECONDS, no_clock};
 use t2s_core::udp::SessionId;
@@ -142,7 +142,7 @@ impl Driver {
 
     /// Feeds an IP packet, whole or in fragments.
     fn feed_ip(&mut self, repr: &IpRepr, segment: &[u8], mtu: u16, id: u32, order: u8) {
-        let Ok(fragments) = fragment_out(repr, segment, mtu, id) else { return };
+        let Ok(fragments) = fragment::fragment(repr, segment, mtu, id) else { return };
         let mut packets: Vec<_> = fragments.map(|piece| [piece.header(), piece.payload].concat()).collect();
         if order & 1 != 0 {
             packets.reverse();

@@ -280,7 +280,7 @@ impl TunnelStats {
             pool_alloc: pool.alloc,
             pool_free: pool.free,
             pool_miss: pool.pool_miss,
-            pool_slabs_ahead: pool.slabs_ahead,
+            pool_slabs_ahead: pool.preallocated_slabs,
             pool_refused: pool.refused,
             pool_bytes: pool.bytes_heap as u64,
             pool_bytes_live: pool.bytes_live as u64,
