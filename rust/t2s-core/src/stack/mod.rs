@@ -9,6 +9,7 @@
 //! order, then `poll_request` until it is empty, then `poll_transmit` until it is empty.
 
 mod api;
+mod cursor;
 mod datagrams;
 mod egress;
 mod flows;
@@ -27,7 +28,7 @@ pub use owner::owner_of;
 
 use crate::buf::{Buf, Pool, PoolCache};
 use crate::config::Config;
-use crate::flow::{FlowMap, ShardGuard};
+use crate::flow::FlowMap;
 use crate::fragment::FragmentReassembler;
 use crate::icmp::IcmpErrorLimiter;
 use crate::reassembly::Budget;
@@ -35,9 +36,10 @@ use crate::tcp::BufferBudget;
 use crate::time::Instant;
 use crate::timer::Wheel;
 use crate::udp::{SessionInfo, Sessions};
+use cursor::ShardCursor;
 use egress::Staged;
-use flows::Flow;
-use ingress::{Look, Looked};
+use flows::{Flow, TransmitQueue};
+use ingress::{Parsed, PendingSegment};
 use probe::Probe;
 use slab::Slab;
 
@@ -59,9 +61,6 @@ struct Raw {
     buf: Buf,
     virtio: crate::wire::virtio::VirtioNetHdr,
 }
-
-/// The shard that a batch holds locked.
-type Held<'m> = Option<(usize, ShardGuard<'m, u32>)>;
 
 /// The packet core of one worker.
 #[derive(Debug)]
@@ -87,22 +86,21 @@ struct Inner {
     stats: StackStats,
     requests: VecDeque<Request>,
     /// Segments between the steps of a batch; empty outside of one.
-    looked: Vec<Looked>,
+    segments: Vec<PendingSegment>,
     /// Counts flows that came or went: what was looked up before may be wrong after.
     changes: u32,
-    /// Flows touched in this batch, each once (`Flow::dirty`).
-    dirty: Vec<u32>,
-    /// Flows that may have something to send, each once (`Flow::queued`).
-    tx: VecDeque<u32>,
+    /// Flows touched in this batch, each once ([`flows::Life`]); those that are gone since are skipped.
+    dirty: Vec<FlowId>,
+    transmit: TransmitQueue,
     raw: VecDeque<Raw>,
-    /// Flows that are over and have said their last word; buried under the shard's lock.
-    graves: Vec<u32>,
+    /// Flows that are closed, to be reaped under their shard's lock.
+    closed: Vec<FlowId>,
     foreign: VecDeque<(usize, Packet)>,
     header: [u8; HEADER_MAX],
     staged: Staged,
     /// The packet handed out last, kept until the next call because the caller reads from it.
     last: Option<Buf>,
-    /// Super-segments or segments that the flow in front of `tx` has sent in a row.
+    /// Super-segments or segments that the flow in front of `transmit` has sent in a row.
     burst: u32,
     /// Where the search for an idle flow goes on.
     evict_cursor: u32,
@@ -148,12 +146,12 @@ impl Stack {
             icmp_errors: IcmpErrorLimiter::new(config.icmp_errors_per_second, now),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
-            looked: Vec::with_capacity(256),
+            segments: Vec::with_capacity(256),
             changes: 0,
             dirty: Vec::with_capacity(256),
-            tx: VecDeque::with_capacity(256),
+            transmit: TransmitQueue::default(),
             raw: VecDeque::with_capacity(64),
-            graves: Vec::with_capacity(64),
+            closed: Vec::with_capacity(64),
             foreign: VecDeque::new(),
             header: [0; HEADER_MAX],
             staged: Staged::Nothing,
@@ -171,15 +169,15 @@ impl Stack {
     /// Takes one packet; see [`Stack::handle_batch`] for many.
     pub fn handle_packet(&mut self, now: Instant, packet: Packet) -> Disposition {
         let Self { map, inner } = self;
-        let mut held = None;
-        let disposition = match inner.look(now, packet, map) {
-            Look::Done(disposition) => disposition,
-            Look::Segment(mut looked) => {
-                inner.look_up(&mut looked, map, &mut held);
-                inner.deliver(now, looked, true, map, &mut held)
+        let mut cursor = ShardCursor::new(map);
+        let disposition = match inner.parse(now, packet, map) {
+            Parsed::Done(disposition) => disposition,
+            Parsed::Segment(mut segment) => {
+                inner.lookup(&mut segment, &mut cursor);
+                inner.deliver(now, segment, true, &mut cursor)
             }
         };
-        inner.end_batch(now, map, &mut held);
+        inner.end_batch(now, &mut cursor);
         disposition
     }
 
@@ -187,29 +185,29 @@ impl Stack {
     /// Returns how many were accepted.
     pub fn handle_batch(&mut self, now: Instant, batch: &mut Vec<Packet>) -> usize {
         let Self { map, inner } = self;
-        let mut held = None;
+        let mut cursor = ShardCursor::new(map);
         let mut accepted = 0;
-        let mut looked = core::mem::take(&mut inner.looked);
+        let mut segments = core::mem::take(&mut inner.segments);
         for packet in batch.drain(..) {
-            match inner.look(now, packet, map) {
-                Look::Segment(segment) => looked.push(segment),
-                Look::Done(Disposition::Dropped(_)) => {}
-                Look::Done(_) => accepted += 1,
+            match inner.parse(now, packet, map) {
+                Parsed::Segment(segment) => segments.push(segment),
+                Parsed::Done(Disposition::Dropped(_)) => {}
+                Parsed::Done(_) => accepted += 1,
             }
         }
-        for segment in &mut looked {
-            inner.look_up(segment, map, &mut held);
+        for segment in &mut segments {
+            inner.lookup(segment, &mut cursor);
         }
-        inner.warm(&looked);
+        inner.warm(&segments);
         let changes = inner.changes;
-        for segment in looked.drain(..) {
+        for segment in segments.drain(..) {
             let fresh = inner.changes == changes;
-            if !matches!(inner.deliver(now, segment, fresh, map, &mut held), Disposition::Dropped(_)) {
+            if !matches!(inner.deliver(now, segment, fresh, &mut cursor), Disposition::Dropped(_)) {
                 accepted += 1;
             }
         }
-        inner.looked = looked;
-        inner.end_batch(now, map, &mut held);
+        inner.segments = segments;
+        inner.end_batch(now, &mut cursor);
         accepted
     }
 
@@ -217,7 +215,7 @@ impl Stack {
     pub fn handle_timeout(&mut self, now: Instant) {
         let Self { map, inner } = self;
         inner.run_timers(now, usize::MAX);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
     /// Runs at most so many timers of flows, and ends of sessions, that are due at `now`, so that a turn stays short when
@@ -225,7 +223,7 @@ impl Stack {
     pub fn handle_some_timeouts(&mut self, now: Instant, most: usize) {
         let Self { map, inner } = self;
         inner.run_timers(now, most);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
     /// When `handle_timeout` wants to be called next; `None` while nothing is armed.
@@ -253,10 +251,10 @@ impl Stack {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
         if !self.inner.stage_transmit(now) {
             let Self { map, inner } = self;
-            inner.bury(map, &mut None);
+            inner.reap(&mut ShardCursor::new(map));
             return None;
         }
-        Some(self.inner.transmit())
+        Some(self.inner.staged())
     }
 
     /// A buffer of at least `len` bytes behind `headroom` bytes; `None` at the pool's ceiling (counted there).
@@ -319,6 +317,6 @@ impl Stack {
     pub fn shutdown(&mut self, now: Instant) {
         let Self { map, inner } = self;
         inner.shutdown(now);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 }
