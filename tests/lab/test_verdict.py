@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fake_lab import fake_labs
 from t2s.errors import ScenarioError
 from t2s.lab import analysis
-from t2s.lab.columns import COLUMNS, Over, sustained
+from t2s.lab.columns import COLUMNS, Aggregate, sustained
 from t2s.lab.load_file import parse_scenarios
 from t2s.lab.outcome import Status
 from t2s.lab.phase_spec import seed_of
@@ -509,7 +509,7 @@ def test_sustained_is_the_best_of_the_worst(windows):
 
 
 def test_columns_say_how_rounds_become_one():
-    assert COLUMNS["latency_p99_ns"].over is Over.MEDIAN
+    assert COLUMNS["latency_p99_ns"].aggregate is Aggregate.MEDIAN
     disturbed = COLUMNS["disturbed_ratio"].get
     assert disturbed({"latency": {"count": 200}, "undisturbed": {"count": 150}}) == 0.25
     assert disturbed({"latency": {"count": 0}, "undisturbed": {"count": 0}}) is None

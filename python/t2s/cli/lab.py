@@ -159,7 +159,7 @@ def columns() -> None:
     for name in ("Column", "Unit", "Over rounds", "Meaning"):
         table.add_column(name)
     for column in COLUMNS.values():
-        table.add_row(column.name, column.unit, column.over.value, column.meaning)
+        table.add_row(column.name, column.unit, column.aggregate.value, column.meaning)
     _console(stderr=False).print(table)
 
 

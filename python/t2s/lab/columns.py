@@ -24,7 +24,7 @@ SUSTAINED_WINDOWS = 10
 BITS_PER_MBIT = 1e6
 
 
-class Over(Enum):
+class Aggregate(Enum):
     """How the values of several rounds become one."""
 
     MEDIAN = "median"
@@ -43,7 +43,7 @@ class Column:
 
     name: str
     unit: str
-    over: Over
+    aggregate: Aggregate
     meaning: str
     get: Getter
     merged: str | None = None
@@ -52,7 +52,7 @@ class Column:
     @property
     def is_estimate(self) -> bool:
         """Whether the column has an interval over rounds."""
-        return self.over is Over.MEDIAN
+        return self.aggregate is Aggregate.MEDIAN
 
 
 def at(path: str) -> Getter:
@@ -143,145 +143,177 @@ def _latency_columns() -> list[Column]:
         path = "undisturbed" if kind == "undisturbed_latency" else kind
         for short, quantile in quantiles.items():
             columns.append(
-                Column(f"{kind}_{short}_ns", "ns", Over.MEDIAN, meaning, at(f"{path}.{short}"), f"{path}:{quantile}")
+                Column(
+                    f"{kind}_{short}_ns", "ns", Aggregate.MEDIAN, meaning, at(f"{path}.{short}"), f"{path}:{quantile}"
+                )
             )
-        columns.append(Column(f"{kind}_max_ns", "ns", Over.MAX, meaning, at(f"{path}.max"), f"{path}:1.0"))
+        columns.append(Column(f"{kind}_max_ns", "ns", Aggregate.MAX, meaning, at(f"{path}.max"), f"{path}:1.0"))
     return columns
 
 
 LOAD_COLUMNS: tuple[Column, ...] = (
-    Column("seconds", "s", Over.SUM, "measured time of the load phase", at("seconds")),
-    Column("intended", "packets", Over.SUM, "what the scenario asked for", at("intended")),
-    Column("offered", "packets", Over.SUM, "what the generator really sent", at("offered")),
-    Column("forwarded", "packets", Over.SUM, "packets whose effect reached the other side", at("forwarded")),
-    Column("lost", "packets", Over.SUM, "offered less forwarded, after drain", at("lost")),
-    Column("offered_ratio", "ratio", Over.MEDIAN, "offered / intended", ratio("offered", "intended")),
-    Column("loss_ratio", "ratio", Over.MEDIAN, "lost / offered", ratio("lost", "offered")),
+    Column("seconds", "s", Aggregate.SUM, "measured time of the load phase", at("seconds")),
+    Column("intended", "packets", Aggregate.SUM, "what the scenario asked for", at("intended")),
+    Column("offered", "packets", Aggregate.SUM, "what the generator really sent", at("offered")),
+    Column("forwarded", "packets", Aggregate.SUM, "packets whose effect reached the other side", at("forwarded")),
+    Column("lost", "packets", Aggregate.SUM, "offered less forwarded, after drain", at("lost")),
+    Column("offered_ratio", "ratio", Aggregate.MEDIAN, "offered / intended", ratio("offered", "intended")),
+    Column("loss_ratio", "ratio", Aggregate.MEDIAN, "lost / offered", ratio("lost", "offered")),
     *_latency_columns(),
     Column(
         "disturbed_ratio",
         "ratio",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "packets that a stall of the machine delayed: the generator was away, or the core's thread was put off its CPU",
         _disturbed,
     ),
-    Column("pps", "packets/s", Over.MEDIAN, "forwarded a second", ratio("forwarded", "seconds")),
-    Column("offered_pps", "packets/s", Over.MEDIAN, "offered a second", ratio("offered", "seconds")),
+    Column("pps", "packets/s", Aggregate.MEDIAN, "forwarded a second", ratio("forwarded", "seconds")),
+    Column("offered_pps", "packets/s", Aggregate.MEDIAN, "offered a second", ratio("offered", "seconds")),
     Column(
         "mbit_per_s",
         "Mbit/s",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "bits of whole IP packets offered",
         ratio("bytes_offered", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "goodput_mbit_per_s",
         "Mbit/s",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "payload bits forwarded in the measured time",
         ratio("payload_window", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "goodput_ratio",
         "ratio",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "payload forwarded, drain included / payload offered",
         ratio("payload_forwarded", "payload_offered"),
     ),
     Column(
-        "connections_per_s", "1/s", Over.MEDIAN, "connections opened a second", ratio("connections_opened", "seconds")
+        "connections_per_s",
+        "1/s",
+        Aggregate.MEDIAN,
+        "connections opened a second",
+        ratio("connections_opened", "seconds"),
     ),
-    Column("connections_refused", "connections", Over.SUM, "refused, as the upstream said", at("connections_refused")),
-    Column("reassembly_bytes", "bytes", Over.SUM, "bytes that went through reassembly", at("reassembly.bytes_total")),
-    Column("reassembly_peak_bytes", "bytes", Over.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
-    Column("reassembly_cap_bytes", "bytes", Over.MAX, "the cap on bytes held", at("reassembly.cap")),
+    Column(
+        "connections_refused", "connections", Aggregate.SUM, "refused, as the upstream said", at("connections_refused")
+    ),
+    Column(
+        "reassembly_bytes", "bytes", Aggregate.SUM, "bytes that went through reassembly", at("reassembly.bytes_total")
+    ),
+    Column("reassembly_peak_bytes", "bytes", Aggregate.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
+    Column("reassembly_cap_bytes", "bytes", Aggregate.MAX, "the cap on bytes held", at("reassembly.cap")),
     Column(
         "fragment_peak_bytes",
         "bytes",
-        Over.MAX,
+        Aggregate.MAX,
         "most bytes of IP fragments held",
         at("reassembly.fragment_bytes_peak"),
     ),
-    Column("fragment_cap_bytes", "bytes", Over.MAX, "the cap on fragments held", at("reassembly.fragment_cap")),
-    Column("reassembly_after_drain_bytes", "bytes", Over.MAX, "held after drain", at("reassembly.bytes_after_drain")),
-    Column("buffers_allocated", "buffers", Over.SUM, "buffers taken from the pool", at("pool.buffers_allocated")),
-    Column("buffers_freed", "buffers", Over.SUM, "buffers given back", at("pool.buffers_freed")),
+    Column("fragment_cap_bytes", "bytes", Aggregate.MAX, "the cap on fragments held", at("reassembly.fragment_cap")),
+    Column(
+        "reassembly_after_drain_bytes", "bytes", Aggregate.MAX, "held after drain", at("reassembly.bytes_after_drain")
+    ),
+    Column("buffers_allocated", "buffers", Aggregate.SUM, "buffers taken from the pool", at("pool.buffers_allocated")),
+    Column("buffers_freed", "buffers", Aggregate.SUM, "buffers given back", at("pool.buffers_freed")),
     Column(
         "pool_grow_stalls",
         "buffers",
-        Over.SUM,
+        Aggregate.SUM,
         "allocations that waited for the heap to grow",
         at("pool.pool_grow_stalls"),
     ),
     Column(
         "pool_grow_stalls_after_warmup",
         "buffers",
-        Over.MAX,
+        Aggregate.MAX,
         "the same, after warm-up",
         at("pool.pool_grow_stalls_after_warmup"),
     ),
     Column(
-        "preallocated_slabs", "slabs", Over.SUM, "heap growth that nothing waited for", at("pool.preallocated_slabs")
+        "preallocated_slabs",
+        "slabs",
+        Aggregate.SUM,
+        "heap growth that nothing waited for",
+        at("pool.preallocated_slabs"),
     ),
     Column(
         "preallocated_slabs_after_warmup",
         "slabs",
-        Over.MAX,
+        Aggregate.MAX,
         "the same, after warm-up",
         at("pool.preallocated_slabs_after_warmup"),
     ),
-    Column("pool_refused", "buffers", Over.SUM, "allocations refused at the ceiling", at("pool.refused")),
-    Column("heap_bytes", "bytes", Over.MAX, "memory the pool holds", at("pool.heap_bytes")),
-    Column("heap_peak_bytes", "bytes", Over.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
-    Column("live_bytes", "bytes", Over.MAX, "buffers still handed out after drain", at("pool.live_bytes_after_drain")),
-    Column("live_flows", "flows", Over.MAX, "flows left after drain", at("flow_map.flows_after_drain")),
-    Column("live_timers", "timers", Over.MAX, "timers armed after drain", at("timers_after_drain")),
-    Column("flows_peak", "flows", Over.MAX, "most flows at once", at("flow_map.flows_peak")),
-    Column("flow_map_refused", "flows", Over.SUM, "flows refused at the cap", at("flow_map.refused")),
-    Column("pool_lock_wait_ns", "ns", Over.SUM, "waited for the pool's depot", at("pool.lock_wait_ns")),
-    Column("flow_lock_wait_ns", "ns", Over.SUM, "waited for a shard of the flow map", at("flow_map.lock_wait_ns")),
-    Column("lock_wait_ns", "ns", Over.SUM, "both", total("pool.lock_wait_ns", "flow_map.lock_wait_ns")),
+    Column("pool_refused", "buffers", Aggregate.SUM, "allocations refused at the ceiling", at("pool.refused")),
+    Column("heap_bytes", "bytes", Aggregate.MAX, "memory the pool holds", at("pool.heap_bytes")),
+    Column("heap_peak_bytes", "bytes", Aggregate.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
+    Column(
+        "live_bytes", "bytes", Aggregate.MAX, "buffers still handed out after drain", at("pool.live_bytes_after_drain")
+    ),
+    Column("live_flows", "flows", Aggregate.MAX, "flows left after drain", at("flow_map.flows_after_drain")),
+    Column("live_timers", "timers", Aggregate.MAX, "timers armed after drain", at("timers_after_drain")),
+    Column("flows_peak", "flows", Aggregate.MAX, "most flows at once", at("flow_map.flows_peak")),
+    Column("flow_map_refused", "flows", Aggregate.SUM, "flows refused at the cap", at("flow_map.refused")),
+    Column("pool_lock_wait_ns", "ns", Aggregate.SUM, "waited for the pool's depot", at("pool.lock_wait_ns")),
+    Column("flow_lock_wait_ns", "ns", Aggregate.SUM, "waited for a shard of the flow map", at("flow_map.lock_wait_ns")),
+    Column("lock_wait_ns", "ns", Aggregate.SUM, "both", total("pool.lock_wait_ns", "flow_map.lock_wait_ns")),
     Column(
         "loop_iteration_max_ns",
         "ns",
-        Over.MAX,
+        Aggregate.MAX,
         "longest event loop iteration, wake to next wait",
         at("loop.max_wall_ns"),
     ),
-    Column("loop_on_cpu_max_ns", "ns", Over.MAX, "its longest on-CPU time", at("loop.max_on_cpu_ns")),
+    Column("loop_on_cpu_max_ns", "ns", Aggregate.MAX, "its longest on-CPU time", at("loop.max_on_cpu_ns")),
     Column(
-        "loop_off_cpu_max_ns", "ns", Over.MAX, "its longest off-CPU time (the machine's)", at("loop.max_off_cpu_ns")
+        "loop_off_cpu_max_ns",
+        "ns",
+        Aggregate.MAX,
+        "its longest off-CPU time (the machine's)",
+        at("loop.max_off_cpu_ns"),
     ),
-    Column("loop_stalls", "iterations", Over.SUM, "iterations above the limit of the watchdog", _stalls),
-    Column("cpu_percent", "%", Over.MEDIAN, "CPU of the engine's threads, idle polling left out", at("cpu.percent")),
+    Column("loop_stalls", "iterations", Aggregate.SUM, "iterations above the limit of the watchdog", _stalls),
+    Column(
+        "cpu_percent", "%", Aggregate.MEDIAN, "CPU of the engine's threads, idle polling left out", at("cpu.percent")
+    ),
     Column(
         "cpu_sustained_percent",
         "%",
-        Over.MIN,
+        Aggregate.MIN,
         "the level that each window (1 s at most) reached, 10 in a row",
         _cpu_sustained,
     ),
-    Column("cpu_ns_per_packet", "ns", Over.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
-    Column("rss_bytes", "bytes", Over.MAX, "resident memory of the process at the end", _rss_last),
+    Column("cpu_ns_per_packet", "ns", Aggregate.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
+    Column("rss_bytes", "bytes", Aggregate.MAX, "resident memory of the process at the end", _rss_last),
     Column(
         "rss_growth_percent_per_hour",
         "%/h",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "Theil-Sen slope of resident memory; null below 15 minutes, where it says nothing",
         at("rss_growth.percent"),
     ),
-    Column("rss_slope_percent_per_hour", "%/h", Over.MEDIAN, "the same slope, however short", at("rss_growth.slope")),
-    Column("rss_slope_low_percent_per_hour", "%/h", Over.MEDIAN, "its 95 % interval, low end", at("rss_growth.low")),
-    Column("rss_slope_high_percent_per_hour", "%/h", Over.MEDIAN, "its 95 % interval, high end", at("rss_growth.high")),
-    Column("heap_growth_bytes", "bytes", Over.MAX, "growth of the pool's heap from round to round", at("heap_growth")),
+    Column(
+        "rss_slope_percent_per_hour", "%/h", Aggregate.MEDIAN, "the same slope, however short", at("rss_growth.slope")
+    ),
+    Column(
+        "rss_slope_low_percent_per_hour", "%/h", Aggregate.MEDIAN, "its 95 % interval, low end", at("rss_growth.low")
+    ),
+    Column(
+        "rss_slope_high_percent_per_hour", "%/h", Aggregate.MEDIAN, "its 95 % interval, high end", at("rss_growth.high")
+    ),
+    Column(
+        "heap_growth_bytes", "bytes", Aggregate.MAX, "growth of the pool's heap from round to round", at("heap_growth")
+    ),
     Column(
         "runnable_threads",
         "threads",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "others that wanted a CPU as the phase began",
         at("machine.runnable_threads"),
     ),
-    Column("steal_ms", "ms", Over.MAX, "time the hypervisor took away", at("machine.steal_ms")),
+    Column("steal_ms", "ms", Aggregate.MAX, "time the hypervisor took away", at("machine.steal_ms")),
 )
 """Columns read from the load phase."""
 
@@ -289,30 +321,30 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
     Column(
         "capacity_pps",
         "packets/s",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "maximum forwarding rate (RFC 2285, 3.6.3)",
         ratio("forwarded", "seconds"),
     ),
     Column(
         "capacity_goodput_mbit_per_s",
         "Mbit/s",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "payload bits forwarded at capacity",
         ratio("payload_window", "seconds", 8 / BITS_PER_MBIT),
     ),
     Column(
         "capacity_connections_per_s",
         "1/s",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "connections a second at capacity",
         ratio("connections_opened", "seconds"),
     ),
-    Column("capacity_cpu_ns_per_packet", "ns", Over.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
-    Column("capacity_loss_ratio", "ratio", Over.MEDIAN, "lost / offered at capacity", ratio("lost", "offered")),
+    Column("capacity_cpu_ns_per_packet", "ns", Aggregate.MEDIAN, "engine CPU time a packet", at("cpu.ns_per_packet")),
+    Column("capacity_loss_ratio", "ratio", Aggregate.MEDIAN, "lost / offered at capacity", ratio("lost", "offered")),
     Column(
         "capacity_service_time_p50_ns",
         "ns",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "from dequeue to effect",
         at("service_time.p50"),
         "service_time:0.5",
@@ -320,7 +352,7 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
     Column(
         "capacity_service_time_p99_ns",
         "ns",
-        Over.MEDIAN,
+        Aggregate.MEDIAN,
         "from dequeue to effect",
         at("service_time.p99"),
         "service_time:0.99",
@@ -328,22 +360,24 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
     Column(
         "capacity_pool_grow_stalls_after_warmup",
         "buffers",
-        Over.MAX,
+        Aggregate.MAX,
         "misses after warm-up",
         at("pool.pool_grow_stalls_after_warmup"),
     ),
     Column(
         "capacity_lock_wait_ns",
         "ns",
-        Over.SUM,
+        Aggregate.SUM,
         "waited for locks",
         total("pool.lock_wait_ns", "flow_map.lock_wait_ns"),
     ),
-    Column("capacity_reassembly_peak_bytes", "bytes", Over.MAX, "most bytes held at once", at("reassembly.bytes_peak")),
-    Column("capacity_heap_peak_bytes", "bytes", Over.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
-    Column("capacity_live_bytes", "bytes", Over.MAX, "buffers not given back", at("pool.live_bytes_after_drain")),
-    Column("capacity_loop_stalls", "iterations", Over.SUM, "iterations above the limit of the watchdog", _stalls),
-    Column("capacity_loop_on_cpu_max_ns", "ns", Over.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),
+    Column(
+        "capacity_reassembly_peak_bytes", "bytes", Aggregate.MAX, "most bytes held at once", at("reassembly.bytes_peak")
+    ),
+    Column("capacity_heap_peak_bytes", "bytes", Aggregate.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
+    Column("capacity_live_bytes", "bytes", Aggregate.MAX, "buffers not given back", at("pool.live_bytes_after_drain")),
+    Column("capacity_loop_stalls", "iterations", Aggregate.SUM, "iterations above the limit of the watchdog", _stalls),
+    Column("capacity_loop_on_cpu_max_ns", "ns", Aggregate.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),
 )
 """Columns read from the capacity phase of the same round."""
 
@@ -361,16 +395,16 @@ def metrics(load: Tree | None, capacity: Tree | None) -> dict[str, Value]:
     return row
 
 
-def over_rounds(over: Over, values: Sequence[float]) -> Value:
+def over_rounds(how: Aggregate, values: Sequence[float]) -> Value:
     """Make one value of several rounds; null when there is none."""
     if not values:
         return None
-    match over:
-        case Over.MEDIAN:
+    match how:
+        case Aggregate.MEDIAN:
             return median(values)
-        case Over.MAX:
+        case Aggregate.MAX:
             return max(values)
-        case Over.MIN:
+        case Aggregate.MIN:
             return min(values)
-        case Over.SUM:
+        case Aggregate.SUM:
             return sum(values)

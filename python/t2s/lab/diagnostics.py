@@ -25,7 +25,7 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class Diagnostic:
     """A problem at a key path of the raw tree; array elements by index."""
 
     path: KeyPath
@@ -66,7 +66,7 @@ class Located:
 
 
 def problems_of(
-    found: Iterable[Located],
+    found: Iterable[Diagnostic],
     source: str,
     lines: Mapping[KeyPath, int],
     raw: Any = None,

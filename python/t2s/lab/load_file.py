@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from t2s.errors import ScenarioError
-from t2s.lab.diagnostics import Located, problems_of
+from t2s.lab.diagnostics import Diagnostic, problems_of
 from t2s.lab.scenario import Run, ScenarioFile, Settings
 from t2s.suggest import suggest
 from t2s.toml_lines import KeyPath, key_lines
@@ -39,7 +39,7 @@ def load_scenarios(path: str | Path, overrides: Mapping[str, str] | None = None)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ScenarioError(problems_of([Located((), f"cannot be read: {reason}")], str(path), {})) from None
+        raise ScenarioError(problems_of([Diagnostic((), f"cannot be read: {reason}")], str(path), {})) from None
     return parse_scenarios(text, overrides, source=str(path), folder=path.parent)
 
 
@@ -50,7 +50,7 @@ def parse_scenarios(
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(problems_of([Located.toml(error)], source, {})) from None
+        raise ScenarioError(problems_of([Diagnostic.toml(error)], source, {})) from None
     lines = key_lines(text)
     origins, found = _set_all(raw, overrides or {})
     if folder is not None:
@@ -59,20 +59,20 @@ def parse_scenarios(
     try:
         file = ScenarioFile.model_validate(raw)
     except ValidationError as error:
-        found += Located.pydantic(error, raw, ScenarioFile)
+        found += Diagnostic.pydantic(error, raw, ScenarioFile)
     found += _cross_checks(raw)
     if found or file is None:
         raise ScenarioError(problems_of(found, source, lines, raw, origins))
     return file
 
 
-def _set_all(raw: dict[str, Any], overrides: Mapping[str, str]) -> tuple[dict[KeyPath, str], list[Located]]:
+def _set_all(raw: dict[str, Any], overrides: Mapping[str, str]) -> tuple[dict[KeyPath, str], list[Diagnostic]]:
     """Write `--set` values into the raw tree; a bare key means a setting, else a key of `[run]`.
 
     Returns the option behind each key path that it wrote, and the problems.
     """
     origins: dict[KeyPath, str] = {}
-    found: list[Located] = []
+    found: list[Diagnostic] = []
     for key, text in overrides.items():
         try:
             value = tomllib.loads(f"value = {text}")["value"]
@@ -93,7 +93,7 @@ def _set_all(raw: dict[str, Any], overrides: Mapping[str, str]) -> tuple[dict[Ke
         if isinstance(node, dict):
             node[parts[-1]] = value
         else:
-            found.append(Located(path, f"no table {'.'.join(parts[:-1])} to set a key in"))
+            found.append(Diagnostic(path, f"no table {'.'.join(parts[:-1])} to set a key in"))
     return origins, found
 
 
@@ -112,9 +112,9 @@ def _tables(raw: Mapping[str, Any], key: str) -> list[tuple[int, dict[str, Any]]
     return [(i, item) for i, item in enumerate(items) if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
+def _cross_checks(raw: Mapping[str, Any]) -> list[Diagnostic]:
     """Find what no single key shows; on the raw tree, so that it works beside other problems."""
-    found: list[Located] = []
+    found: list[Diagnostic] = []
     names: list[str] = []
     for table in ("scenario", "threshold"):
         seen: set[str] = set()
@@ -122,7 +122,7 @@ def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
             name = item.get("name")
             if isinstance(name, str):
                 if name in seen:
-                    found.append(Located((table, index, "name"), f'a second {table} named "{name}"'))
+                    found.append(Diagnostic((table, index, "name"), f'a second {table} named "{name}"'))
                 seen.add(name)
         if table == "scenario":
             names = sorted(seen)
@@ -131,29 +131,35 @@ def _cross_checks(raw: Mapping[str, Any]) -> list[Located]:
     baseline = run.get("baseline")
     if run.get("soak_probe_seconds") and not run.get("paired_baseline_seconds"):
         found.append(
-            Located(("run", "soak_probe_seconds"), "needs `paired_baseline_seconds`: probes are compared with it")
+            Diagnostic(("run", "soak_probe_seconds"), "needs `paired_baseline_seconds`: probes are compared with it")
         )
     if isinstance(baseline, str) and baseline not in names:
-        found.append(Located(("run", "baseline"), f'no scenario "{baseline}"{suggest(baseline, names)}'))
+        found.append(Diagnostic(("run", "baseline"), f'no scenario "{baseline}"{suggest(baseline, names)}'))
     for index, item in _tables(raw, "threshold"):
         scope = item.get("scope")
         for at, name in enumerate(scope) if isinstance(scope, list) else ():
             if isinstance(name, str) and name not in names:
-                found.append(Located(("threshold", index, "scope", at), f'no scenario "{name}"{suggest(name, names)}'))
+                found.append(
+                    Diagnostic(("threshold", index, "scope", at), f'no scenario "{name}"{suggest(name, names)}')
+                )
     for index, item in _tables(raw, "scenario"):
         found += _scenario_checks(raw, ("scenario", index), item, run.get("driver"))
     return found
 
 
-def _scenario_checks(raw: Mapping[str, Any], path: KeyPath, item: dict[str, Any], run_driver: object) -> list[Located]:
-    found: list[Located] = []
+def _scenario_checks(
+    raw: Mapping[str, Any], path: KeyPath, item: dict[str, Any], run_driver: object
+) -> list[Diagnostic]:
+    found: list[Diagnostic] = []
     driver = item.get("driver", run_driver or "memory")
     if driver == "pcap":
         if "capture" not in item:
-            found.append(Located(path, 'the pcap driver needs `capture = "file.pcap"`'))
+            found.append(Diagnostic(path, 'the pcap driver needs `capture = "file.pcap"`'))
     elif driver == "memory":
-        found.extend(Located(path, f"needs `{key}`") for key in ("rate_pps", "components") if not item.get(key))
-        found.extend(Located((*path, key), "only for the pcap driver") for key in ("capture", "speed") if key in item)
+        found.extend(Diagnostic(path, f"needs `{key}`") for key in ("rate_pps", "components") if not item.get(key))
+        found.extend(
+            Diagnostic((*path, key), "only for the pcap driver") for key in ("capture", "speed") if key in item
+        )
     phases = [((), item), *((("load",), item.get("load")), (("capacity",), item.get("capacity")))]
     for prefix, phase in phases:
         if not isinstance(phase, dict):
@@ -165,9 +171,9 @@ def _scenario_checks(raw: Mapping[str, Any], path: KeyPath, item: dict[str, Any]
     return found
 
 
-def _component_checks(path: KeyPath, items: object, settings: Mapping[str, Any]) -> list[Located]:
+def _component_checks(path: KeyPath, items: object, settings: Mapping[str, Any]) -> list[Diagnostic]:
     """Find components that the settings cannot carry: segments above the MTU, more flows than the table holds."""
-    found: list[Located] = []
+    found: list[Diagnostic] = []
     flows = {"max_tcp_flows": 0, "max_udp_sessions": 0}
     for index, item in enumerate(items) if isinstance(items, list) else ():
         if not isinstance(item, dict):
@@ -176,7 +182,7 @@ def _component_checks(path: KeyPath, items: object, settings: Mapping[str, Any])
         whole = not settings.get("offload")
         if whole and isinstance(size, int) and isinstance(mtu, int) and HEADERS + size > mtu:
             found.append(
-                Located(
+                Diagnostic(
                     (*path, index, "segment_bytes"),
                     f"{size} bytes and {HEADERS} of headers do not fit the MTU of {mtu}",
                 )
@@ -187,17 +193,17 @@ def _component_checks(path: KeyPath, items: object, settings: Mapping[str, Any])
     for key, count in flows.items():
         limit = settings.get(key)
         if isinstance(limit, int) and count > limit:
-            found.append(Located(path, f"{count} flows, but `{key}` is {limit}"))
+            found.append(Diagnostic(path, f"{count} flows, but `{key}` is {limit}"))
     return found
 
 
-def _resolve_captures(raw: dict[str, Any], folder: Path) -> list[Located]:
+def _resolve_captures(raw: dict[str, Any], folder: Path) -> list[Diagnostic]:
     """Resolve captures against the file's folder, and find those that are not there."""
-    found: list[Located] = []
+    found: list[Diagnostic] = []
     for index, item in _tables(raw, "scenario"):
         capture = item.get("capture")
         if isinstance(capture, str):
             item["capture"] = str((folder / capture).resolve())
             if not (folder / capture).is_file():
-                found.append(Located(("scenario", index, "capture"), f"no file {folder / capture}"))
+                found.append(Diagnostic(("scenario", index, "capture"), f"no file {folder / capture}"))
     return found

@@ -308,7 +308,7 @@ class Results:
         }
         for column in COLUMNS.values():
             values = [r[column.name] for r in rows if _counts(r, column.name) and r[column.name] is not None]
-            row[column.name] = over_rounds(column.over, values)
+            row[column.name] = over_rounds(column.aggregate, values)
             if column.merged is not None and values:
                 phase: PhaseName = "capacity" if column.name.startswith("capacity_") else "load"
                 quantile = self.merged_quantile(scenario, column.merged, phase, variant)

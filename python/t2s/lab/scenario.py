@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from t2s.errors import ExpressionError, ScenarioError
 from t2s.lab import columns as result_columns
 from t2s.lab import expression
-from t2s.lab.diagnostics import Located, problems_of
+from t2s.lab.diagnostics import Diagnostic, problems_of
 from t2s.suggest import suggest
 
 if TYPE_CHECKING:
@@ -223,7 +223,8 @@ class Run(_Strict):
     """The baseline's load right before each load round of another scenario, to compare that round with; 0: each round
     is compared with the baseline's own of the same number."""
     soak_probe_seconds: float = Field(default=0.0, ge=0.0, le=3_600.0)
-    """A soak's load, run shortly in each round beside the paired baseline, to compare the two; 0: slices of the soak are compared with all probes of the baseline. Needs `paired_baseline_seconds`."""
+    """A short run of a soak's load in each round, whose percentiles are compared with the paired baseline's; 0: slices
+    of the soak are compared with all probes of the baseline. Needs `paired_baseline_seconds`."""
     capacity_rounds: int | None = Field(default=None, ge=1, le=1_000)
     """Rounds that have a capacity phase, spread evenly; all when left out."""
     soak_seconds: Seconds = 120.0
@@ -316,7 +317,7 @@ class ScenarioFile(_Strict):
         try:
             run = Run(**(self.run.model_dump() | wanted))
         except ValidationError as error:
-            raise ScenarioError(problems_of(Located.pydantic(error, wanted, Run), "run", {})) from None
+            raise ScenarioError(problems_of(Diagnostic.pydantic(error, wanted, Run), "run", {})) from None
         return self.model_copy(update={"run": run})
 
     def only(self, names: Iterable[str], *, keep_baseline: bool = True) -> ScenarioFile:
@@ -329,7 +330,9 @@ class ScenarioFile(_Strict):
         wanted = list(dict.fromkeys(names))
         known = [scenario.name for scenario in self.scenario]
         unknown = [
-            Located(("--only",), f'no scenario "{name}"{suggest(name, known)}') for name in wanted if name not in known
+            Diagnostic(("--only",), f'no scenario "{name}"{suggest(name, known)}')
+            for name in wanted
+            if name not in known
         ]
         if unknown:
             raise ScenarioError(problems_of(unknown, "command line", {}))

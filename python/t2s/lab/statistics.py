@@ -85,7 +85,8 @@ def middle(values: Sequence[float]) -> float:
     """Return the mean of the values without the fifth at each end.
 
     For sets that were measured at different times on a machine with two states: the median of such a set is of the
-    state that has a few more of the values, the mean of its middle moves evenly with their shares, and outliers move neither.
+    state that has a few more of the values, the mean of its middle moves evenly with their shares, and outliers move
+    neither.
 
     >>> median([1, 1, 1, 1, 1, 2, 2, 2, 2, 90]), middle([1, 1, 1, 1, 1, 2, 2, 2, 2, 90])
     (1.5, 1.5)

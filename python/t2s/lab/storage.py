@@ -30,7 +30,7 @@ def document(results: Results) -> dict[str, Any]:
         "interrupted": results.interrupted,
         "file": results.file.model_dump(mode="json", by_alias=True),
         "columns": {
-            column.name: {"unit": column.unit, "over": column.over.value, "meaning": column.meaning}
+            column.name: {"unit": column.unit, "over": column.aggregate.value, "meaning": column.meaning}
             for column in COLUMNS.values()
         },
         "summary": results.summary.to_dicts(),

@@ -142,7 +142,7 @@ def resampled(results: Results, scenario: str, needed: Expression) -> tuple[pl.D
             column = COLUMNS[name]
             if not found or not column.is_estimate:
                 # A fact about the worst round is about all rounds, paired or not.
-                constant = over_rounds(column.over, list(values[name].values()))
+                constant = over_rounds(column.aggregate, list(values[name].values()))
                 series.append(pl.repeat(constant, RESAMPLES, dtype=pl.Float64, eager=True).alias(label))
                 rounds.append(len(values[name]))
             else:
@@ -279,7 +279,7 @@ def _sides(
     def value(name: str, rounds: dict[int, float]) -> Value:
         if mixed and COLUMNS[name].is_estimate and rounds:
             return middle(list(rounds.values()))
-        return over_rounds(COLUMNS[name].over, list(rounds.values()))
+        return over_rounds(COLUMNS[name].aggregate, list(rounds.values()))
 
     own = {name: [value(name, _of_scenario(results, scenario, name, fail_if))] for name in fail_if.columns}
     base = {

@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use t2s_core::buf::{Pool, PoolConfig};
 use t2s_core::config::Config;
-use t2s_core::flow::{FlowMap, FlowMapConfig};
-use t2s_core::stack::{Packet, Request, Stack};
-use t2s_core::time::{Instant, no_clock};
+use t2s_core::stack::{Packet, Request, Stack, WorkerMap};
+use t2s_core::time::Instant;
 use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp};
 
 use packets::{client, index_of, tcp};
@@ -62,15 +61,10 @@ fn turn(stack: &mut Stack, now: Instant, packets: &[Vec<u8>], mut seen: impl FnM
 fn main() {
     let config = Config { max_tcp_flows: FLOWS as u32, ..Config::default() };
     let pool = Pool::new(PoolConfig::default());
-    let map = Arc::new(FlowMap::new(FlowMapConfig {
-        shards: 1,
-        capacity: FLOWS,
-        hash_key: config.secrets.flow_hash,
-        clock: no_clock,
-    }));
+    let map = Arc::new(WorkerMap::new(&config, 1, 1));
     let now = Instant::from_millis(1);
     let before = resident();
-    let mut stack = Stack::new(config, &pool, Arc::clone(&map), 0, 1, now);
+    let mut stack = Stack::for_worker(config, &pool, &map, 0, now);
     for first in (0..FLOWS).step_by(BATCH) {
         let flows = first..FLOWS.min(first + BATCH);
         let mut acks = vec![SeqNumber(0); BATCH];

@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use t2s_core::buf::{Buf, Pool, PoolCache, PoolConfig};
 use t2s_core::config::{Config, ReassemblyMode};
 use t2s_core::dns::{Message, Name};
-use t2s_core::fragment::{FragmentReassembler, Outcome, fragment_out};
+use t2s_core::fragment::{self, FragmentReassembler, Outcome};
 use t2s_core::reassembly::{Budget, Insert, StreamReassembler};
 use t2s_core::time::Instant;
 use t2s_core::udp::Sessions;
@@ -104,7 +104,7 @@ fn fragments(c: &mut Criterion) {
     };
     for len in [2_000usize, 65_000] {
         let payload = vec![0; len];
-        let parts: Vec<Vec<u8>> = fragment_out(&repr, &payload, 1_500, 7)
+        let parts: Vec<Vec<u8>> = fragment::fragment(&repr, &payload, 1_500, 7)
             .expect("fits")
             .map(|part| [part.header(), part.payload].concat())
             .collect();

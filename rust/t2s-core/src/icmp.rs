@@ -104,13 +104,13 @@ impl TokenBucket {
 
 /// Builds ICMP errors, not more than the configured number a second.
 #[derive(Clone, Debug)]
-pub struct Errors {
+pub struct IcmpErrorLimiter {
     bucket: TokenBucket,
     sent: u64,
     limited: u64,
 }
 
-impl Errors {
+impl IcmpErrorLimiter {
     /// At most `per_second` errors a second ([`crate::config::Config::icmp_errors_per_second`]).
     pub fn new(per_second: u32, now: Instant) -> Self {
         Self { bucket: TokenBucket::new(per_second, u64::from(per_second) / BURST_DIVISOR, now), sent: 0, limited: 0 }
@@ -280,13 +280,13 @@ mod tests {
 
     #[test]
     fn errors_are_limited_and_what_causes_none_costs_none() {
-        let mut errors = Errors::new(20, Instant::ZERO);
+        let mut errors = IcmpErrorLimiter::new(20, Instant::ZERO);
         let packet = request(false, None, &[0; 40]);
         let ip = Ip::parse(&packet).expect("valid");
         let group = request(false, Some(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 1))), &[0; 40]);
         let group_ip = Ip::parse(&group).expect("valid");
         let mut out = [0; 600];
-        let mut build = |errors: &mut Errors, ip: &Ip, packet: &[u8]| {
+        let mut build = |errors: &mut IcmpErrorLimiter, ip: &Ip, packet: &[u8]| {
             errors.build(Instant::ZERO, Kernel::auto(), ip, packet, None, IcmpError::HostUnreachable, &mut out)
         };
         for _ in 0..5 {

@@ -13,7 +13,7 @@ pub mod fragment;
 pub mod http_connect;
 pub mod icmp;
 mod index;
-mod order;
+mod lru;
 pub mod prefetch;
 pub mod reassembly;
 pub mod socks5;

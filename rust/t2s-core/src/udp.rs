@@ -18,7 +18,7 @@ use ahash::RandomState;
 use crate::buf::{Buf, PoolCache};
 use crate::config::UdpConfig;
 use crate::index::Index;
-use crate::order::Order;
+use crate::lru::LruList;
 use crate::stats::DropReason;
 use crate::time::Instant;
 
@@ -172,7 +172,7 @@ pub struct Sessions {
     slots: Vec<Slot>,
     free_slots: Vec<u32>,
     /// In order of last use, indexed by [`Class`].
-    used: [Order; 2],
+    used: [LruList; 2],
     waiting: Vec<Waiting>,
     free_waiting: u32,
     bytes: u64,
@@ -193,7 +193,7 @@ impl Sessions {
             by_client: Index::with_room(reserved),
             slots: Vec::with_capacity(reserved),
             free_slots: Vec::new(),
-            used: [Order::default(), Order::default()],
+            used: [LruList::default(), LruList::default()],
             waiting: Vec::new(),
             free_waiting: NONE,
             bytes: 0,

@@ -11,8 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use t2s_core::buf::{Pool, PoolConfig};
-use t2s_core::config::Secrets;
-use t2s_core::flow::{FlowMap, FlowMapConfig};
+use t2s_core::stack::WorkerMap;
 
 use crate::control::Control;
 use crate::core_config::config_of;
@@ -217,7 +216,7 @@ impl Drop for Lab {
 }
 
 /// The pool and the flow map of a phase.
-fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<FlowMap<u32>>) {
+fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<WorkerMap>) {
     let settings = &spec.settings;
     let pool = Pool::new(PoolConfig {
         ceiling_bytes: (settings.pool_ceiling_mib as usize) << 20,
@@ -225,18 +224,7 @@ fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<FlowMap<u32>>) {
         memory: &MAPPED,
         clock: now_ns,
     });
-    let shards = match settings.flow_shards as usize {
-        0 => spec.workers as usize,
-        1 => 1,
-        // A shard has one owner: a multiple of the workers.
-        n => n.next_multiple_of(spec.workers as usize),
-    };
-    let map = FlowMap::new(FlowMapConfig {
-        shards,
-        capacity: settings.max_tcp_flows as usize * spec.workers as usize,
-        hash_key: Secrets::fixed(spec.seed).flow_hash,
-        clock: now_ns,
-    });
+    let map = WorkerMap::new(&config_of(spec), spec.workers as usize, settings.flow_shards as usize);
     (pool, Arc::new(map))
 }
 
@@ -272,7 +260,7 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
         let (pool, map) = (pool.clone(), Arc::clone(&map));
         let stall = Arc::new(LastStall::default());
         let stall_detector = GeneratorStallDetector::new(Arc::clone(&stall));
-        let placement = Placement::among(&map, index, spec.workers as usize);
+        let placement = Placement::among(&map, index);
         let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), spin_limit };
         workers.push(spawn(format!("t2s-worker-{index}"), move || work(&slot, &pool, &map, stall, device, out))?);
         let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), spin_limit };
@@ -388,7 +376,7 @@ impl ThreadSlot {
 fn work(
     slot: &ThreadSlot,
     pool: &Pool,
-    map: &Arc<FlowMap<u32>>,
+    map: &Arc<WorkerMap>,
     generator: Arc<LastStall>,
     device: Consumer,
     out: Producer,

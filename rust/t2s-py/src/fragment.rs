@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use t2s_core::config::{Config, FragmentLimits, ReassemblyMode, Secrets};
-use t2s_core::fragment::{Outcome, fragment_out};
+use t2s_core::fragment::{self as core_fragment, Outcome};
 use t2s_core::stats::DropCounts;
 use t2s_core::time::Instant;
 use t2s_core::wire::Ip;
@@ -173,7 +173,7 @@ pub(crate) fn fragment(py: Python<'_>, packet: Lent, mtu: u16, ident: u32) -> Py
             id: ident as u16,
             dont_fragment: false,
         };
-        let cut = fragment_out(&repr, payload, mtu, ident)?;
+        let cut = core_fragment::fragment(&repr, payload, mtu, ident)?;
         Ok(cut.map(|piece| [piece.header(), piece.payload].concat()).collect::<Vec<_>>())
     });
     pieces.or_raise()?.iter().map(|piece| join(py, std::iter::once(piece.as_slice()))).collect()

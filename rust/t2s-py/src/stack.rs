@@ -7,11 +7,10 @@ use pyo3::types::{PyBytes, PyDict};
 use t2s_core::buf::Buf;
 use t2s_core::checksum::Kernel;
 use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, ReassemblyMode, Secrets};
-use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::{CloseReason, Disposition, FlowId, Packet, Refusal, StackStats};
 use t2s_core::stats::Stage;
 use t2s_core::tcp::TcpStats;
-use t2s_core::time::{Instant, MILLIS, no_clock};
+use t2s_core::time::{Instant, MILLIS};
 use t2s_core::udp::SessionId;
 
 use crate::bytes::{Lent, join};
@@ -146,14 +145,8 @@ impl Stack {
                 return Err(ConfigError::new_err(format!("{key}={value}: wanted 1 to {TABLE_MAX}")));
             }
         }
-        let map = FlowMap::new(FlowMapConfig {
-            shards: 1,
-            capacity: config.max_tcp_flows as usize,
-            hash_key: config.secrets.flow_hash,
-            clock: no_clock,
-        });
         let (pool, now) = (MemoryPool::shared(pool), Instant::from_nanos(now_ns));
-        let stack = t2s_core::stack::Stack::new(config, pool.pool(), Arc::new(map), 0, 1, now);
+        let stack = t2s_core::stack::Stack::new(config, pool.pool(), now);
         Ok(Self { state: Mutex::new(State { stack, now }), pool })
     }
 

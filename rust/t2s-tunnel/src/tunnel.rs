@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use t2s_core::buf::{Pool, PoolConfig};
 use t2s_core::config::{Offload, Secrets};
-use t2s_core::flow::{FlowMap, FlowMapConfig};
-use t2s_core::stack::Stack;
+use t2s_core::stack::{Stack, WorkerMap};
 use t2s_core::time::Instant;
 
 use crate::config::{ConfigError, SocksPipelining, TunnelConfig};
@@ -36,8 +35,6 @@ use t2s_sys::memory::MAPPED;
 const POOL_SLACK: usize = 64 * 1024 * 1024;
 /// Time a worker has to answer a question; it answers within an iteration unless the machine is in trouble.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Shards of the flow map for each worker: a shard has one owner, so that more of them only keep tables small.
-const SHARDS_PER_WORKER: usize = 4;
 
 /// Why a tunnel did not start.
 #[derive(Debug, thiserror::Error)]
@@ -154,12 +151,7 @@ impl Tunnel {
             clock: monotonic_nanos,
             ..PoolConfig::default()
         });
-        let map = Arc::new(FlowMap::new(FlowMapConfig {
-            shards: workers * SHARDS_PER_WORKER,
-            capacity: config.max_tcp_flows as usize + workers * 1_024,
-            hash_key: stack_config.secrets.flow_hash,
-            clock: monotonic_nanos,
-        }));
+        let map = Arc::new(WorkerMap::new(&stack_config, workers, 0));
         let shared = Arc::new(Shared {
             endpoint: SharedEndpoint::new(endpoint),
             logger,
@@ -207,7 +199,7 @@ impl Tunnel {
         // From here on `this` stops, when it goes, what has started.
         for (index, (queue, packets)) in device.queues.into_iter().zip(inboxes).enumerate() {
             let now = Instant::from_nanos(monotonic_nanos());
-            let stack = Stack::new(stack_config.clone(), &this.pool, Arc::clone(&map), index, workers, now);
+            let stack = Stack::for_worker(stack_config.clone(), &this.pool, &map, index, now);
             let (commands, mailbox) = mpsc::channel();
             let waker = Arc::clone(&peers[index].waker);
             let worker = Worker::new(WorkerParts {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::buffer::Buf;
 use super::depot::{Handle, magazine_size};
 use super::memory::Block;
-use super::shelf::Magazine;
+use super::size_class::Magazine;
 use super::{CLASSES, PoolExhausted, class_of};
 
 /// Allocations and frees of one thread by class. Written by its owner alone, read by anyone.
@@ -89,7 +89,7 @@ impl PoolCache {
     /// whether it tried, which takes tens of microseconds. To be called between turns, when nobody waits; next to nothing
     /// when there is nothing to do.
     #[inline]
-    pub fn grow_ahead(&mut self) -> bool {
+    pub fn preallocate(&mut self) -> bool {
         self.low != 0 && self.map_ahead()
     }
 
@@ -99,7 +99,7 @@ impl PoolCache {
     fn map_ahead(&mut self) -> bool {
         let class = self.low.trailing_zeros() as usize;
         self.low &= self.low - 1;
-        self.pool.shared().grow_ahead(class)
+        self.pool.shared().preallocate(class)
     }
 
     /// Gives a buffer back. One of another pool goes home too, by way of that pool's lock.

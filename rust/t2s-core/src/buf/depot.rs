@@ -1,11 +1,11 @@
-//! What the threads share: a shelf and a lock for each class, and the ceiling over all.
+//! What the threads share: a size class and a lock for each, and the ceiling over all.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::cache::{Counters, PoolCache};
 use super::memory::{Block, Slab, slab_blocks, slab_bytes};
-use super::shelf::{Magazine, Shelf};
+use super::size_class::{Magazine, SizeClass};
 use super::{CLASSES, PoolConfig, PoolExhausted, PoolStats};
 
 /// Most bytes of buffers in one magazine: bounds what a thread hoards, and what one exchange moves.
@@ -22,15 +22,15 @@ pub(super) fn magazine_size(cache: u16, class: usize) -> usize {
     if cache == 0 { 0 } else { (cache as usize).min((MAGAZINE_BYTES / CLASSES[class]).max(1)) }
 }
 
-/// Fewer buffers than that are little, where a slab is to be mapped ahead: half of one.
-fn few(class: usize) -> usize {
+/// Below this many buffers a slab is mapped before one is needed: half of one.
+fn low_watermark(class: usize) -> usize {
     slab_blocks(class) / 2
 }
 
 /// The shared part of a pool. Kept alive by its handles and by every mapped slab.
 pub(super) struct Shared {
     config: PoolConfig,
-    shelves: [Mutex<Shelf>; CLASSES.len()],
+    classes: [Mutex<SizeClass>; CLASSES.len()],
     /// Bytes of slabs, mapped or about to be; never above the ceiling.
     heap: AtomicUsize,
     heap_peak: AtomicUsize,
@@ -48,16 +48,16 @@ struct Registry {
 }
 
 impl Shared {
-    fn lock(&self, class: usize) -> MutexGuard<'_, Shelf> {
-        let mutex = &self.shelves[class];
+    fn lock(&self, class: usize) -> MutexGuard<'_, SizeClass> {
+        let mutex = &self.classes[class];
         match mutex.try_lock() {
-            Ok(shelf) => shelf,
+            Ok(size_class) => size_class,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 let since = (self.config.clock)();
-                let mut shelf = mutex.lock().unwrap_or_else(PoisonError::into_inner);
-                shelf.lock_wait_ns += (self.config.clock)().saturating_sub(since);
-                shelf
+                let mut size_class = mutex.lock().unwrap_or_else(PoisonError::into_inner);
+                size_class.lock_wait_ns += (self.config.clock)().saturating_sub(since);
+                size_class
             }
         }
     }
@@ -68,64 +68,64 @@ impl Shared {
     }
 
     /// Fills an empty magazine, in exchange or from slabs; grows the heap when there is nothing. Tells whether little is
-    /// left: then [`Self::grow_ahead`] is due.
+    /// left: then [`Self::preallocate`] is due.
     pub(super) fn take_magazine(
         self: &Arc<Self>,
         class: usize,
         magazine: &mut Magazine,
     ) -> Result<bool, PoolExhausted> {
         debug_assert!(magazine.is_empty());
-        let mut shelf = self.lock(class);
-        shelf.exchanges += 1;
-        if let Some(full) = shelf.pop_full() {
-            shelf.keep_empty(std::mem::replace(magazine, full));
-            return Ok(shelf.is_low(few(class)));
+        let mut size_class = self.lock(class);
+        size_class.exchanges += 1;
+        if let Some(full) = size_class.pop_full() {
+            size_class.keep_empty(std::mem::replace(magazine, full));
+            return Ok(size_class.is_low(low_watermark(class)));
         }
         let size = self.size(class);
-        shelf.fill(magazine, size);
+        size_class.fill(magazine, size);
         if magazine.is_empty() {
-            drop(shelf);
-            shelf = self.grow(class)?;
-            shelf.fill(magazine, size);
+            drop(size_class);
+            size_class = self.grow(class)?;
+            size_class.fill(magazine, size);
         }
-        Ok(shelf.is_low(few(class)))
+        Ok(size_class.is_low(low_watermark(class)))
     }
 
     /// Takes one buffer under the lock; tells whether little is left, as [`Self::take_magazine`] does.
     pub(super) fn take_one(self: &Arc<Self>, class: usize) -> Result<(Block, bool), PoolExhausted> {
-        let mut shelf = self.lock(class);
-        shelf.exchanges += 1;
+        let mut size_class = self.lock(class);
+        size_class.exchanges += 1;
         loop {
-            shelf.loose_used = true;
-            if let Some(block) = shelf.loose.pop() {
-                return Ok((block, shelf.is_low(few(class))));
+            size_class.loose_used = true;
+            if let Some(block) = size_class.loose.pop() {
+                return Ok((block, size_class.is_low(low_watermark(class))));
             }
-            if let Some(full) = shelf.pop_full() {
-                let empty = std::mem::replace(&mut shelf.loose, full);
-                shelf.keep_empty(empty);
-            } else if let Some(block) = shelf.take_from_slabs() {
-                return Ok((block, shelf.is_low(few(class))));
+            if let Some(full) = size_class.pop_full() {
+                let empty = std::mem::replace(&mut size_class.loose, full);
+                size_class.keep_empty(empty);
+            } else if let Some(block) = size_class.take_from_slabs() {
+                return Ok((block, size_class.is_low(low_watermark(class))));
             } else {
-                drop(shelf);
-                shelf = self.grow(class)?;
+                drop(size_class);
+                size_class = self.grow(class)?;
             }
         }
     }
 
     /// Leaves a full magazine and takes an empty one.
     pub(super) fn put_magazine(&self, class: usize, magazine: &mut Magazine) {
-        let mut shelf = self.lock(class);
-        shelf.exchanges += 1;
-        let empty = shelf.take_empty(self.size(class));
-        shelf.full.push_back(std::mem::replace(magazine, empty));
+        let mut size_class = self.lock(class);
+        size_class.exchanges += 1;
+        let empty = size_class.take_empty(self.size(class));
+        size_class.full.push_back(std::mem::replace(magazine, empty));
     }
 
     /// Puts one buffer under the lock.
     pub(super) fn put_one(&self, block: Block) {
         let class = block.class();
-        let mut shelf = self.lock(class);
-        shelf.exchanges += 1;
-        shelf.put(block, self.size(class));
+        let mut size_class = self.lock(class);
+        size_class.exchanges += 1;
+        size_class.put(block, self.size(class));
     }
 
     /// Puts all buffers of a cache.
@@ -134,25 +134,25 @@ impl Shared {
         if blocks.peek().is_none() {
             return;
         }
-        let mut shelf = self.lock(class);
-        shelf.exchanges += 1;
+        let mut size_class = self.lock(class);
+        size_class.exchanges += 1;
         let size = self.size(class);
-        blocks.for_each(|block| shelf.put(block, size));
+        blocks.for_each(|block| size_class.put(block, size));
     }
 
     /// Takes a block whose owner dropped it.
     pub(super) fn take_back(&self, block: Block) {
         let class = block.class();
-        let mut shelf = self.lock(class);
-        shelf.dropped += 1;
-        shelf.exchanges += 1;
-        let idle = if shelf.closed {
-            shelf.restore(block)
+        let mut size_class = self.lock(class);
+        size_class.dropped += 1;
+        size_class.exchanges += 1;
+        let idle = if size_class.closed {
+            size_class.restore(block)
         } else {
-            shelf.put(block, self.size(class));
+            size_class.put(block, self.size(class));
             None
         };
-        drop(shelf);
+        drop(size_class);
         self.unmap(idle);
     }
 
@@ -163,8 +163,8 @@ impl Shared {
         PoolExhausted
     }
 
-    /// Maps a slab (with no lock held) and returns the shelf that has it. Other classes' idle slabs make room first.
-    fn grow(self: &Arc<Self>, class: usize) -> Result<MutexGuard<'_, Shelf>, PoolExhausted> {
+    /// Maps a slab (with no lock held) and returns the class that has it. Other classes' idle slabs make room first.
+    fn grow(self: &Arc<Self>, class: usize) -> Result<MutexGuard<'_, SizeClass>, PoolExhausted> {
         let bytes = slab_bytes(class);
         if !self.reserve(bytes, 0) {
             (0..CLASSES.len()).filter(|&other| other != class).for_each(|other| self.make_room(other));
@@ -173,16 +173,18 @@ impl Shared {
             }
         }
         let Some(slab) = self.map(class) else { return Err(self.refuse()) };
-        let mut shelf = self.lock(class);
-        shelf.misses += 1;
-        shelf.add(slab);
-        Ok(shelf)
+        let mut size_class = self.lock(class);
+        size_class.misses += 1;
+        size_class.add(slab);
+        Ok(size_class)
     }
 
     /// Maps a slab for the next need, if the class is still low; tells whether it tried. Nobody asked for it: a slab of any
     /// class must still fit below the ceiling, and when the system has none, nothing is refused.
-    pub(super) fn grow_ahead(self: &Arc<Self>, class: usize) -> bool {
-        if !self.lock(class).is_low(few(class)) || !self.reserve(slab_bytes(class), slab_bytes(CLASSES.len() - 1)) {
+    pub(super) fn preallocate(self: &Arc<Self>, class: usize) -> bool {
+        if !self.lock(class).is_low(low_watermark(class))
+            || !self.reserve(slab_bytes(class), slab_bytes(CLASSES.len() - 1))
+        {
             return false;
         }
         if let Some(slab) = self.map(class) {
@@ -217,9 +219,9 @@ impl Shared {
     /// Gives up what a class holds idle: its spare slab, and its magazines if they can free a slab, since a refusal at the
     /// ceiling must stay cheap.
     fn make_room(&self, class: usize) {
-        let mut shelf = self.lock(class);
-        let (magazines, spare) = (shelf.full.len(), shelf.take_spare());
-        drop(shelf);
+        let mut size_class = self.lock(class);
+        let (magazines, spare) = (size_class.full.len(), size_class.take_spare());
+        drop(size_class);
         self.unmap(spare);
         if magazines * self.size(class) >= slab_blocks(class) {
             self.reap(class, magazines);
@@ -231,34 +233,34 @@ impl Shared {
         let mut left = magazines;
         while left > 0 {
             let mut idle = Vec::new();
-            let mut shelf = self.lock(class);
+            let mut size_class = self.lock(class);
             for _ in 0..left.min(REAP_STEP) {
-                let Some(mut magazine) = shelf.full.pop_front() else {
+                let Some(mut magazine) = size_class.full.pop_front() else {
                     left = 0;
                     break;
                 };
                 left -= 1;
-                idle.extend(magazine.drain(..).filter_map(|block| shelf.restore(block)));
-                shelf.keep_empty(magazine);
+                idle.extend(magazine.drain(..).filter_map(|block| size_class.restore(block)));
+                size_class.keep_empty(magazine);
             }
-            shelf.least_full = shelf.least_full.min(shelf.full.len());
-            drop(shelf);
+            size_class.least_full = size_class.least_full.min(size_class.full.len());
+            drop(size_class);
             self.unmap(idle);
         }
     }
 
     /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, and the `spare` one.
     fn reap_rest(&self, class: usize, loose: bool, spare: bool) {
-        let mut shelf = self.lock(class);
-        let mut idle = shelf.take_unused();
+        let mut size_class = self.lock(class);
+        let mut idle = size_class.take_unused();
         if spare {
-            idle.extend(shelf.take_spare());
+            idle.extend(size_class.take_spare());
         }
         if loose {
-            let loose = std::mem::take(&mut shelf.loose);
-            idle.extend(loose.into_iter().filter_map(|block| shelf.restore(block)));
+            let loose = std::mem::take(&mut size_class.loose);
+            idle.extend(loose.into_iter().filter_map(|block| size_class.restore(block)));
         }
-        drop(shelf);
+        drop(size_class);
         self.unmap(idle);
     }
 
@@ -273,11 +275,11 @@ impl Shared {
 
     pub(super) fn give_back(&self) {
         for class in 0..CLASSES.len() {
-            let mut shelf = self.lock(class);
-            let excess = shelf.excess();
-            let loose_idle = !std::mem::take(&mut shelf.loose_used);
-            let spare_idle = shelf.spare_is_idle();
-            drop(shelf);
+            let mut size_class = self.lock(class);
+            let excess = size_class.excess();
+            let loose_idle = !std::mem::take(&mut size_class.loose_used);
+            let spare_idle = size_class.spare_is_idle();
+            drop(size_class);
             self.reap(class, excess);
             self.reap_rest(class, loose_idle, spare_idle);
         }
@@ -325,13 +327,13 @@ impl Shared {
         };
         for class in 0..CLASSES.len() {
             // Readers wait here without timing: statistics do not count as waiting of the packet path.
-            let shelf = self.shelves[class].lock().unwrap_or_else(PoisonError::into_inner);
-            stats.grow_stalls += shelf.misses;
-            stats.preallocated_slabs += shelf.ahead;
-            stats.lock_wait_ns += shelf.lock_wait_ns;
-            stats.depot_exchanges += shelf.exchanges;
-            let free = free[class] + shelf.dropped;
-            drop(shelf);
+            let size_class = self.classes[class].lock().unwrap_or_else(PoisonError::into_inner);
+            stats.grow_stalls += size_class.misses;
+            stats.preallocated_slabs += size_class.preallocated;
+            stats.lock_wait_ns += size_class.lock_wait_ns;
+            stats.depot_exchanges += size_class.exchanges;
+            let free = free[class] + size_class.dropped;
+            drop(size_class);
             // A buffer freed by another thread between the two reads may be missed on one side only.
             let live = alloc[class].saturating_sub(free);
             stats.buffers_allocated += alloc[class];
@@ -396,7 +398,7 @@ impl Pool {
     pub fn new(config: PoolConfig) -> Self {
         Self(Handle(Arc::new(Shared {
             config,
-            shelves: std::array::from_fn(|_| Mutex::default()),
+            classes: std::array::from_fn(|_| Mutex::default()),
             heap: AtomicUsize::new(0),
             heap_peak: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
@@ -423,7 +425,7 @@ impl Pool {
     /// Unmaps what lay idle in the depot since the call before the last; meant to be called about once a second.
     ///
     /// Idle is what the depot never fell short of over two intervals, so a burst that returns within seconds finds its
-    /// memory still mapped; and a slab mapped ahead that was of no use since the last call. Buffers in threads' caches keep
+    /// memory still mapped; and a preallocated slab that was of no use since the last call. Buffers in threads' caches keep
     /// their slabs: see [`PoolCache::flush`].
     pub fn give_back(&self) {
         self.0.give_back();

@@ -5,7 +5,7 @@
 //! lock or an atomic read-modify-write; only when both are empty (or both full) does it exchange a whole magazine with
 //! the depot, under a lock. Below the depot lie slabs: mappings cut into buffers of one class, obtained through
 //! [`Memory`], so that an OS shell can hand in `mmap`. A thread that has a moment between its turns maps the next slab
-//! before it is needed ([`PoolCache::grow_ahead`]).
+//! before it is needed ([`PoolCache::preallocate`]).
 //!
 //! Promises:
 //! * the heap never passes [`PoolConfig::ceiling_bytes`]; beyond it an allocation is refused and counted, nothing aborts;
@@ -20,7 +20,7 @@ mod buffer;
 mod cache;
 mod depot;
 mod memory;
-mod shelf;
+mod size_class;
 
 pub use buffer::Buf;
 pub use cache::PoolCache;
@@ -78,7 +78,7 @@ pub struct PoolStats {
     pub buffers_freed: u64,
     /// Allocations that had to grow the heap by a slab, and waited for it.
     pub grow_stalls: u64,
-    /// Slabs by which [`PoolCache::grow_ahead`] grew the heap, when no allocation waited.
+    /// Slabs by which [`PoolCache::preallocate`] grew the heap, when no allocation waited.
     pub preallocated_slabs: u64,
     /// Allocations refused: at the ceiling, out of system memory, or larger than the largest class.
     pub refused: u64,

@@ -145,7 +145,7 @@ fn a_busy_pool_keeps_its_working_set() {
     let mut held = Vec::new();
     for round in 0..50 {
         held.extend((0..1_000).map(|_| cache.alloc(2_000, 0).expect("room")));
-        cache.grow_ahead();
+        cache.preallocate();
         held.drain(..).for_each(|buf| cache.free(buf));
         cache.flush();
         pool.give_back();
@@ -195,12 +195,12 @@ fn between_turns_the_pool_grows_before_anything_waits() {
     for cache_size in [0, 64] {
         let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: cache_size, ..PoolConfig::default() });
         let mut cache = pool.cache();
-        cache.grow_ahead();
+        cache.preallocate();
         assert_eq!(MEMORY.mapped(), 0, "nothing was ever needed");
         let mut held = Vec::new();
         for _ in 0..100 {
             held.extend((0..64).map(|_| cache.alloc(2_000, 0).expect("room")));
-            cache.grow_ahead();
+            cache.preallocate();
         }
         let stats = pool.stats();
         assert_eq!(
@@ -212,7 +212,7 @@ fn between_turns_the_pool_grows_before_anything_waits() {
         held.drain(..).for_each(|buf| cache.free(buf));
         for _ in 0..1_000 {
             let buf = cache.alloc(2_000, 0).expect("room");
-            cache.grow_ahead();
+            cache.preallocate();
             cache.free(buf);
         }
         assert_eq!(pool.stats().preallocated_slabs, 50, "there is plenty");
@@ -227,11 +227,11 @@ fn what_was_mapped_ahead_makes_room_at_the_ceiling() {
     let pool = pool(2_300_000, 64);
     let mut cache = pool.cache();
     let small: Vec<_> = (0..65).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
-    assert!(cache.grow_ahead() && !cache.grow_ahead());
+    assert!(cache.preallocate() && !cache.preallocate());
     assert_eq!((pool.stats().heap_bytes, pool.stats().preallocated_slabs), (MIB / 2, 1));
     let large: Vec<_> = (0..16).map(|_| cache.alloc(60_000, 0).expect("the spare slab makes room")).collect();
     assert_eq!(pool.stats().heap_bytes, memory::slab_bytes(1) + 2 * memory::slab_bytes(3));
-    (0..CLASSES.len()).for_each(|_| assert!(!cache.grow_ahead(), "no slab of any class would fit beside it"));
+    (0..CLASSES.len()).for_each(|_| assert!(!cache.preallocate(), "no slab of any class would fit beside it"));
     let stats = pool.stats();
     assert_eq!((stats.grow_stalls, stats.preallocated_slabs, stats.refused), (3, 1, 0));
     small.into_iter().chain(large).for_each(|buf| cache.free(buf));
@@ -245,7 +245,7 @@ fn a_spare_slab_goes_when_nobody_has_needed_it() {
     let pool = pool(64 * MIB, 8);
     let mut cache = pool.cache();
     let held: Vec<_> = (0..128).map(|_| cache.alloc(2_000, 0).expect("room")).collect();
-    assert!(cache.grow_ahead());
+    assert!(cache.preallocate());
     pool.give_back();
     assert_eq!(pool.stats().heap_bytes, MIB / 2, "the last interval had use for it");
     pool.give_back();
@@ -264,7 +264,7 @@ fn growing_ahead_without_memory_refuses_nothing() {
     let pool = Pool::new(PoolConfig { memory: &MEMORY, ..PoolConfig::default() });
     let mut cache = pool.cache();
     let held: Vec<_> = (0..1_000).map(|_| cache.alloc(100, 0).expect("room")).collect();
-    assert!(cache.grow_ahead());
+    assert!(cache.preallocate());
     let stats = pool.stats();
     assert_eq!((MEMORY.refused(), stats.refused, stats.preallocated_slabs, stats.heap_bytes), (1, 0, 0, MIB / 4));
     for buf in held {
@@ -273,7 +273,7 @@ fn growing_ahead_without_memory_refuses_nothing() {
 }
 
 #[test]
-fn threads_that_grow_ahead_stay_below_the_ceiling() {
+fn threads_that_preallocate_stay_below_the_ceiling() {
     const ROUNDS: usize = if cfg!(miri) { 5 } else { 300 };
     let pool = pool(4 * MIB, 16);
     std::thread::scope(|scope| {
@@ -286,7 +286,7 @@ fn threads_that_grow_ahead_stay_below_the_ceiling() {
                     let len = [100, 2_000, 9_000, 60_000][(round + thread) % 4];
                     for _ in 0..200 {
                         held.extend(cache.alloc(len, 0));
-                        cache.grow_ahead();
+                        cache.preallocate();
                     }
                     assert!(pool.stats().heap_peak_bytes <= 4 * MIB);
                     held.drain(..).for_each(|buf| cache.free(buf));
@@ -325,7 +325,7 @@ fn buffers_outlive_every_handle_and_take_the_memory_with_them() {
         let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: cache_size, ..PoolConfig::default() });
         let mut cache = pool.cache();
         let mut held: Vec<_> = (0..1_000).map(|n| cache.alloc([100, 2_000, 9_000][n % 3], 0).expect("room")).collect();
-        while cache.grow_ahead() {}
+        while cache.preallocate() {}
         assert!(pool.stats().preallocated_slabs > 0);
         held.drain(500..).for_each(|buf| cache.free(buf));
         drop(pool);
@@ -376,7 +376,7 @@ fn threads_hand_buffers_on_without_loss() {
                 scope.spawn(move || {
                     let mut cache = pool.cache();
                     for round in 0..ROUNDS {
-                        cache.grow_ahead();
+                        cache.preallocate();
                         let len = [64, 1_500, 9_000, 65_000][(round + thread as usize) % 4];
                         let mut buf = cache.alloc(len, 0).expect("room");
                         buf.grow(len);
@@ -424,7 +424,7 @@ fn the_last_handle_may_go_while_buffers_do() {
         let pool = Pool::new(PoolConfig { memory: &MEMORY, cache: 2, ..PoolConfig::default() });
         let mut cache = pool.cache();
         let mut held: Vec<_> = (0..24).map(|_| cache.alloc(60_000, 0).expect("room")).collect();
-        assert!(cache.grow_ahead());
+        assert!(cache.preallocate());
         let other = held.split_off(12);
         let start = Barrier::new(3);
         std::thread::scope(|scope| {
@@ -448,7 +448,7 @@ enum Step {
     Free(usize),
     Drop(usize),
     Flush,
-    GrowAhead,
+    Preallocate,
     GiveBack,
     Reclaim,
     Write { at: usize, byte: u8 },
@@ -462,7 +462,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => any::<usize>().prop_map(Step::Free),
         1 => any::<usize>().prop_map(Step::Drop),
         1 => Just(Step::Flush),
-        3 => Just(Step::GrowAhead),
+        3 => Just(Step::Preallocate),
         1 => Just(Step::GiveBack),
         1 => Just(Step::Reclaim),
         4 => (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Step::Write { at, byte }),
@@ -521,7 +521,7 @@ proptest! {
                 }
                 Step::Free(_) | Step::Drop(_) | Step::Write { .. } => {}
                 Step::Flush => cache.flush(),
-                Step::GrowAhead => drop(cache.grow_ahead()),
+                Step::Preallocate => drop(cache.preallocate()),
                 Step::GiveBack => pool.give_back(),
                 Step::Reclaim => pool.reclaim(),
             }

@@ -11,7 +11,7 @@ use ahash::RandomState;
 use hashbrown::HashTable;
 
 use super::Name;
-use crate::order::Order;
+use crate::lru::LruList;
 
 /// Most names at once, however large the ranges are: a /16, about 4 MB of names.
 const NAMES_MAX: u32 = 65_536;
@@ -127,7 +127,7 @@ pub struct FakePool {
     /// Places that are given to no name.
     reserved: Vec<u32>,
     /// In order of last use; reserved places never enter.
-    used: Order,
+    used: LruList,
     evicted: u64,
 }
 
@@ -151,7 +151,7 @@ impl FakePool {
             by_name: HashTable::new(),
             names: Vec::new(),
             reserved,
-            used: Order::default(),
+            used: LruList::default(),
             evicted: 0,
         })
     }

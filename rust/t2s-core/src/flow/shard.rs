@@ -93,6 +93,11 @@ impl<V> ShardGuard<'_, V> {
         self.len() == 0
     }
 
+    /// Whether the shard's bound is reached, so that a new flow would be refused.
+    pub fn is_full(&self) -> bool {
+        self.table.is_full()
+    }
+
     /// Which place the flow of a hash probably has: flows get places in the order in which they come, and vacant ones
     /// are taken again last in, first out. Counts as no lookup, and may be wrong: a hint for what to fetch meanwhile.
     #[inline]

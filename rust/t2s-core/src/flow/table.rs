@@ -49,6 +49,10 @@ impl<V> Table<V> {
         self.index.len()
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= self.limit
+    }
+
     /// Places that were ever used: the range of [`Self::range`].
     pub(super) fn places(&self) -> usize {
         self.flows.len()
@@ -91,7 +95,7 @@ impl<V> Table<V> {
         if let Some(place) = self.find(hash, &key) {
             return Ok(std::mem::replace(&mut self.flows[place], flow).value);
         }
-        if self.len() >= self.limit {
+        if self.is_full() {
             return Err(TableFull);
         }
         let place = if let Some(place) = self.vacant.pop() {

@@ -18,7 +18,7 @@ use ahash::RandomState;
 use crate::buf::{Buf, PoolCache};
 use crate::config::{FragmentLimits, ReassemblyMode};
 use crate::index::Index;
-use crate::order::Order;
+use crate::lru::LruList;
 use crate::stats::{DropCounts, DropReason};
 use crate::time::Instant;
 use crate::wire::ip::{FRAGMENT_HEADER, Fragment, IPV4_HEADER, IPV6_HEADER, fill_v4_header_checksum};
@@ -117,7 +117,7 @@ pub struct FragmentReassembler {
     datagrams: Vec<Datagram>,
     free: Vec<u32>,
     /// By age, which is the order of deadlines too.
-    age: Order,
+    age: LruList,
     stats: FragmentStats,
     lost: DropCounts,
 }
@@ -133,7 +133,7 @@ impl FragmentReassembler {
             by_key: Index::with_room(0),
             datagrams: Vec::new(),
             free: Vec::new(),
-            age: Order::default(),
+            age: LruList::default(),
             stats: FragmentStats::default(),
             lost: DropCounts::default(),
         }

@@ -7,7 +7,7 @@
 use core::fmt;
 
 use super::address::{Address, AddressRef, needed};
-use super::dialogue::{Dialogue, State};
+use super::exchange::{Exchange, State};
 use super::{AUTH_VERSION, Credentials, Error, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
 
 /// What the proxy shall do.
@@ -68,7 +68,7 @@ pub enum Outcome {
 /// A handshake with a proxy.
 #[derive(Debug)]
 pub struct Handshake {
-    dialogue: Dialogue<Outcome>,
+    exchange: Exchange<Outcome>,
     /// Credentials that will be sent if the proxy asks; `None` also when they were sent already.
     credentials: Option<Credentials>,
     /// The methods that were offered.
@@ -99,8 +99,8 @@ impl Handshake {
             (Some(_), true) => &[METHOD_PASSWORD],
             (Some(_), false) => &[METHOD_NONE, METHOD_PASSWORD],
         };
-        let mut handshake = Self { dialogue: Dialogue::new(), credentials, offered, request: Vec::new(), pipelined };
-        let out = handshake.dialogue.out.tail();
+        let mut handshake = Self { exchange: Exchange::new(), credentials, offered, request: Vec::new(), pipelined };
+        let out = handshake.exchange.out.tail();
         out.extend_from_slice(&[VERSION, offered.len() as u8]);
         out.extend_from_slice(offered);
         if pipelined {
@@ -125,38 +125,38 @@ impl Handshake {
     /// Bytes to be sent to the proxy now; report what was taken with [`Handshake::handle_sent`].
     #[must_use]
     pub fn poll_transmit(&self) -> Option<&[u8]> {
-        self.dialogue.out.rest()
+        self.exchange.out.rest()
     }
 
     /// `n` more bytes were sent.
     pub fn handle_sent(&mut self, n: usize) {
-        self.dialogue.out.handle_sent(n);
+        self.exchange.out.handle_sent(n);
     }
 
     /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the stream behind the
     /// handshake (there are some only once [`Handshake::outcome`] is there).
     pub fn handle(&mut self, data: &[u8]) -> Result<usize, Error> {
         let mut taken = 0;
-        while let Some(stage) = self.dialogue.next_message(data, &mut taken, message_len)? {
+        while let Some(stage) = self.exchange.next_message(data, &mut taken, message_len)? {
             let next = match stage {
                 Stage::Method => self.method(),
                 Stage::Password => self.password(),
                 Stage::Request => self.reply(),
                 Stage::Over => return Ok(taken),
             };
-            self.dialogue.proceed(next)?;
+            self.exchange.proceed(next)?;
         }
         Ok(taken)
     }
 
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<&Outcome> {
-        self.dialogue.outcome()
+        self.exchange.outcome()
     }
 
     /// What it waits for: what to blame when the time is over or the proxy hangs up ([`Error::Closed`]).
     pub fn stage(&self) -> Stage {
-        self.dialogue.stage()
+        self.exchange.stage()
     }
 
     fn method(&mut self) -> Result<State<Outcome>, Error> {
@@ -200,7 +200,7 @@ impl Handshake {
         if reply != Reply::Succeeded {
             return Ok(State::Over(Outcome::Refused(reply)));
         }
-        let address = self.dialogue.message().get(3..).unwrap_or_default();
+        let address = self.exchange.message().get(3..).unwrap_or_default();
         match AddressRef::parse(address)? {
             Some((bound, _)) => Ok(State::Over(Outcome::Done { bound: bound.to_owned()? })),
             None => Err(Error::BadAddress),
@@ -209,7 +209,7 @@ impl Handshake {
 
     /// The first two bytes of a message that is here.
     fn pair(&self) -> (u8, u8) {
-        match *self.dialogue.message() {
+        match *self.exchange.message() {
             [first, second, ..] => (first, second),
             [..] => (0, 0),
         }
@@ -217,7 +217,7 @@ impl Handshake {
 
     fn send_password(&mut self) {
         if let Some(credentials) = self.credentials.take() {
-            let out = self.dialogue.out.tail();
+            let out = self.exchange.out.tail();
             out.extend_from_slice(&[AUTH_VERSION, credentials.user().len() as u8]);
             out.extend_from_slice(credentials.user());
             out.push(credentials.password().len() as u8);
@@ -226,7 +226,7 @@ impl Handshake {
     }
 
     fn send_request(&mut self) {
-        self.dialogue.out.tail().append(&mut self.request);
+        self.exchange.out.tail().append(&mut self.request);
     }
 
     /// Whether everything was sent at once.
@@ -235,7 +235,7 @@ impl Handshake {
     }
 }
 
-/// Bytes of the message that a stage waits for; see [`Dialogue::next_message`].
+/// Bytes of the message that a stage waits for; see [`Exchange::next_message`].
 fn message_len(stage: Stage, known: &[u8]) -> usize {
     match stage {
         Stage::Method | Stage::Password => 2,

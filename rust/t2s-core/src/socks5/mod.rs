@@ -7,7 +7,7 @@
 
 mod address;
 mod client;
-mod dialogue;
+mod exchange;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,7 @@ pub mod udp_header;
 
 pub use address::{Address, AddressRef, BadAddress};
 pub use client::{Command, Handshake, Outcome, Stage};
-pub(crate) use dialogue::Outbox;
+pub(crate) use exchange::Outbox;
 pub use server::{Request, ServerHandshake, ServerOutcome};
 
 use core::fmt;

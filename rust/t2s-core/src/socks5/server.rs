@@ -2,7 +2,7 @@
 
 use super::address::{Address, AddressRef, needed};
 use super::client::{Command, Stage};
-use super::dialogue::{Dialogue, State};
+use super::exchange::{Exchange, State};
 use super::{AUTH_VERSION, Credentials, Error, METHOD_NONE, METHOD_PASSWORD, METHOD_REFUSED, Reply, VERSION};
 
 /// What a client asks for.
@@ -26,7 +26,7 @@ pub enum ServerOutcome {
 /// A handshake with a client.
 #[derive(Debug)]
 pub struct ServerHandshake {
-    dialogue: Dialogue<ServerOutcome>,
+    exchange: Exchange<ServerOutcome>,
     /// What a client must know; `None` lets everybody in.
     credentials: Option<Credentials>,
 }
@@ -34,55 +34,55 @@ pub struct ServerHandshake {
 impl ServerHandshake {
     /// A handshake that lets clients in that know `credentials`, or all.
     pub fn new(credentials: Option<Credentials>) -> Self {
-        Self { dialogue: Dialogue::new(), credentials }
+        Self { exchange: Exchange::new(), credentials }
     }
 
     /// Bytes to be sent to the client now; report what was taken with [`ServerHandshake::handle_sent`].
     #[must_use]
     pub fn poll_transmit(&self) -> Option<&[u8]> {
-        self.dialogue.out.rest()
+        self.exchange.out.rest()
     }
 
     /// `n` more bytes were sent.
     pub fn handle_sent(&mut self, n: usize) {
-        self.dialogue.out.handle_sent(n);
+        self.exchange.out.handle_sent(n);
     }
 
     /// Takes bytes from the client; returns how many were taken. Those that were not belong to the stream. After an
     /// error, send what there is to send and close.
     pub fn handle(&mut self, data: &[u8]) -> Result<usize, Error> {
         let mut taken = 0;
-        while let Some(stage) = self.dialogue.next_message(data, &mut taken, message_len)? {
+        while let Some(stage) = self.exchange.next_message(data, &mut taken, message_len)? {
             let next = match stage {
                 Stage::Method => self.greeting(),
                 Stage::Password => self.password(),
                 Stage::Request => self.request(),
                 Stage::Over => return Ok(taken),
             };
-            self.dialogue.proceed(next)?;
+            self.exchange.proceed(next)?;
         }
         Ok(taken)
     }
 
     /// How far the client came, once it is over.
     pub fn outcome(&self) -> Option<&ServerOutcome> {
-        self.dialogue.outcome()
+        self.exchange.outcome()
     }
 
     /// What it waits for.
     pub fn stage(&self) -> Stage {
-        self.dialogue.stage()
+        self.exchange.stage()
     }
 
     /// Answers the request.
     pub fn reply(&mut self, reply: Reply, bound: &Address) {
-        let out = self.dialogue.out.tail();
+        let out = self.exchange.out.tail();
         out.extend_from_slice(&[VERSION, reply.code(), 0]);
         bound.emit(out);
     }
 
     fn greeting(&mut self) -> Result<State<ServerOutcome>, Error> {
-        let message = self.dialogue.message();
+        let message = self.exchange.message();
         let [version, _, methods @ ..] = message else {
             return Err(Error::BadVersion(message.first().copied().unwrap_or(0)));
         };
@@ -94,15 +94,15 @@ impl ServerHandshake {
             None => (METHOD_NONE, State::Request),
         };
         if !methods.contains(&method) {
-            self.dialogue.out.tail().extend_from_slice(&[VERSION, METHOD_REFUSED]);
+            self.exchange.out.tail().extend_from_slice(&[VERSION, METHOD_REFUSED]);
             return Err(Error::NoAcceptableMethod);
         }
-        self.dialogue.out.tail().extend_from_slice(&[VERSION, method]);
+        self.exchange.out.tail().extend_from_slice(&[VERSION, method]);
         Ok(next)
     }
 
     fn password(&mut self) -> Result<State<ServerOutcome>, Error> {
-        let bytes = self.dialogue.message();
+        let bytes = self.exchange.message();
         let version = bytes.first().copied().unwrap_or(0);
         if version != AUTH_VERSION {
             return Err(Error::BadAuthVersion(version));
@@ -112,12 +112,12 @@ impl ServerHandshake {
         let password = bytes.get(3 + user_len..).unwrap_or_default();
         let right =
             self.credentials.as_ref().is_none_or(|known| same(known.user(), user) & same(known.password(), password));
-        self.dialogue.out.tail().extend_from_slice(&[AUTH_VERSION, u8::from(!right)]);
+        self.exchange.out.tail().extend_from_slice(&[AUTH_VERSION, u8::from(!right)]);
         if right { Ok(State::Request) } else { Err(Error::AuthenticationFailed(1)) }
     }
 
     fn request(&mut self) -> Result<State<ServerOutcome>, Error> {
-        let bytes = self.dialogue.message();
+        let bytes = self.exchange.message();
         let &[version, command, ..] = bytes else { return Err(Error::BadAddress) };
         if version != VERSION {
             return Err(Error::BadVersion(version));
@@ -156,7 +156,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
 }
 
-/// Bytes of the message that a stage waits for; see [`Dialogue::next_message`].
+/// Bytes of the message that a stage waits for; see [`Exchange::next_message`].
 fn message_len(stage: Stage, known: &[u8]) -> usize {
     match stage {
         Stage::Method => greeting_len(known),

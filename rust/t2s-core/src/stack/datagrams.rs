@@ -10,7 +10,7 @@ use crate::buf::Buf;
 use crate::config::DnsCheck;
 use crate::dns;
 use crate::flow::{FlowKey, FlowMap};
-use crate::fragment::fragment_out;
+use crate::fragment::fragment;
 use crate::icmp::echo_reply;
 use crate::stats::{DropReason, Stage};
 use crate::time::Instant;
@@ -234,7 +234,7 @@ impl Inner {
 
     /// Sends what stands behind an IP header in fragments.
     fn send_parts(&mut self, ip: &IpRepr, upper: Buf) {
-        let Ok(fragments) = fragment_out(ip, upper.as_slice(), self.config.mtu, u32::from(ip.id)) else {
+        let Ok(fragments) = fragment(ip, upper.as_slice(), self.config.mtu, u32::from(ip.id)) else {
             return self.drop_reply(upper, DropReason::TooBig);
         };
         for fragment in fragments {

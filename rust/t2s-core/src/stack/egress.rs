@@ -21,7 +21,7 @@ const BURST: u32 = 8;
 /// Hop limit of packets to clients: they are one hop away, 64 is what hosts use (RFC 1700).
 pub(super) const HOPS: u8 = 64;
 
-/// What the next `transmit` hands out.
+/// What the next `staged` hands out.
 #[derive(Debug)]
 pub(super) enum Staged {
     Nothing,
@@ -51,7 +51,8 @@ impl Inner {
             self.staged = Staged::Raw(virtio);
             return true;
         }
-        while let Some(&index) = self.tx.front() {
+        while let Some(id) = self.transmit.front(&self.flows) {
+            let index = id.index;
             self.probe_out.begin();
             if let Some(segment) = self.next_segment(now, index) {
                 self.build(index, &segment);
@@ -60,16 +61,13 @@ impl Inner {
                 self.burst += 1;
                 if self.burst >= BURST {
                     self.burst = 0;
-                    self.tx.rotate_left(1);
+                    self.transmit.rotate();
                 }
                 return true;
             }
             self.probe_out.end();
             self.burst = 0;
-            self.tx.pop_front();
-            if let Some(flow) = self.flows.at_mut(index) {
-                flow.queued = false;
-            }
+            self.transmit.pop(&mut self.flows);
             // What was sent may have armed a timer, or have been the last word.
             self.settle_sent(now, index);
         }
@@ -141,7 +139,7 @@ impl Inner {
     }
 
     /// The packet that `stage_transmit` has found.
-    pub(super) fn transmit(&self) -> Transmit<'_> {
+    pub(super) fn staged(&self) -> Transmit<'_> {
         let mut slices: [&[u8]; MAX_SLICES] = [&[]; MAX_SLICES];
         match self.staged {
             Staged::Nothing => Transmit { header: &[], slices, count: 0, virtio: VirtioNetHdr::default() },

@@ -1,15 +1,21 @@
-//! TCP flows as the stack keeps them: commands of the driver, settling after a batch, timers, eviction, burial.
+//! TCP flows as the stack keeps them: commands of the driver, settling after a batch, timers, eviction, reaping.
+//!
+//! A flow's life is a [`Life`]. Queues name flows by id and skip those that are stale, so that ending a flow never
+//! searches a queue.
 
 use core::hash::Hasher;
 use core::net::SocketAddr;
+use std::collections::VecDeque;
+
 use siphasher::sip::SipHasher24;
 
 use super::api::{CloseReason, FlowId, FlowInfo, Refusal, Request, StackStats};
-use super::ingress::shard;
-use super::{Held, Inner, MOVES, Stack, TIMERS};
+use super::cursor::ShardCursor;
+use super::slab::Slab;
+use super::{Inner, MOVES, Stack, TIMERS};
 use crate::buf::{Buf, PoolCache};
 use crate::config::Config;
-use crate::flow::{FlowKey, FlowMap, ShardGuard};
+use crate::flow::FlowKey;
 use crate::reassembly::Budget;
 use crate::tcp::{self, BufferBudget, Ctx, Events, State, Tcb};
 use crate::time::{Instant, SECONDS};
@@ -17,7 +23,7 @@ use crate::timer::TimerId;
 use crate::wire::icmp::IcmpError;
 use crate::wire::tcp::SeqNumber;
 
-/// Flows beyond the cap whose predecessors are evicted but not yet buried: those of one batch.
+/// Flows of a worker beyond its cap: those whose predecessors are evicted, but not yet reaped. One batch's worth.
 pub(super) const EVICT_SLACK: usize = 256;
 
 /// Slots that one search for an idle flow looks at: the oldest of 64 by chance is among the oldest 5 % with a
@@ -26,6 +32,139 @@ const EVICT_SAMPLE: u32 = 64;
 
 /// A flow younger in idleness than this is not evicted for a newcomer.
 const EVICT_MIN_IDLE: u64 = 5 * SECONDS;
+
+/// Stale entries of the transmit queue below which it is not swept: a sweep is to be worth its call.
+const STALE_MIN: usize = 64;
+
+/// A flow's life, and which queues name it. Only [`Life::after`] leads from one part to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Waits for the answer of its upstream; counts in `StackStats::pending`.
+    Connecting(Queued),
+    /// The upstream has answered.
+    Open(Queued),
+    /// The driver has been told [`Request::Closed`], once; last segments may still leave.
+    Ended(Queued),
+    /// Nothing more leaves. `Inner::closed` names it, and the next [`Inner::reap`] takes it out of map and table.
+    Closed,
+}
+
+/// The queues that name a flow, each once at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Queued {
+    /// `Inner::dirty`: it was touched, and has to be settled.
+    dirty: bool,
+    /// `Inner::transmit`: it may have something to send.
+    transmit: bool,
+}
+
+/// What leads to the next part of a life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The upstream has answered, or the flow needs no answer any more.
+    Answered,
+    /// The driver is told that the flow is gone.
+    End,
+    /// The last segment has left.
+    Close,
+}
+
+impl Life {
+    /// The part of life that `step` leads to; `None` where it leads nowhere.
+    const fn after(self, step: Step) -> Option<Self> {
+        match (self, step) {
+            (Self::Connecting(queued), Step::Answered) => Some(Self::Open(queued)),
+            (Self::Connecting(queued) | Self::Open(queued), Step::End) => Some(Self::Ended(queued)),
+            (Self::Ended(_), Step::Close) => Some(Self::Closed),
+            // An answer that comes twice or too late; an end that the driver knows of; a close before it does.
+            (Self::Open(_) | Self::Ended(_) | Self::Closed, Step::Answered)
+            | (Self::Ended(_) | Self::Closed, Step::End)
+            | (Self::Connecting(_) | Self::Open(_) | Self::Closed, Step::Close) => None,
+        }
+    }
+
+    /// Whether the flow's id means something to the driver.
+    #[inline]
+    pub(super) const fn is_alive(self) -> bool {
+        matches!(self, Self::Connecting(_) | Self::Open(_))
+    }
+
+    /// The queues that name the flow; none may once it is closed.
+    #[inline]
+    const fn queued(&mut self) -> Option<&mut Queued> {
+        match self {
+            Self::Connecting(queued) | Self::Open(queued) | Self::Ended(queued) => Some(queued),
+            Self::Closed => None,
+        }
+    }
+}
+
+/// Flows that may have something to send, one after the other. Each that is alive stands in it once at most; the ids of those that
+/// are not are skipped, and swept out before they outnumber the rest, so that a device that takes nothing does not make
+/// it grow.
+#[derive(Debug, Default)]
+pub(super) struct TransmitQueue {
+    ids: VecDeque<FlowId>,
+    /// Entries of flows that are closed or gone.
+    stale: usize,
+    /// Entries that were looked at.
+    #[cfg(test)]
+    pub(super) steps: u64,
+}
+
+impl TransmitQueue {
+    /// The flow whose turn it is. Entries in front of it that are stale go.
+    #[inline]
+    pub(super) fn front(&mut self, flows: &Slab<Flow>) -> Option<FlowId> {
+        while let Some(&id) = self.ids.front() {
+            #[cfg(test)]
+            {
+                self.steps += 1;
+            }
+            if is_queued(flows, id) {
+                return Some(id);
+            }
+            self.ids.pop_front();
+            self.stale -= 1;
+        }
+        None
+    }
+
+    /// The flow in front has had its turn.
+    pub(super) fn rotate(&mut self) {
+        if let Some(id) = self.ids.pop_front() {
+            self.ids.push_back(id);
+        }
+    }
+
+    /// The flow in front has nothing left to send.
+    pub(super) fn pop(&mut self, flows: &mut Slab<Flow>) {
+        if let Some(id) = self.ids.pop_front()
+            && let Some(queued) = flows.get_mut(id).and_then(|flow| flow.life.queued())
+        {
+            queued.transmit = false;
+        }
+    }
+
+    /// A flow that stood in the queue has just been closed or removed. Constant in the mean: a sweep looks at no more
+    /// than twice as many entries as went stale since the last one.
+    fn went_stale(&mut self, flows: &Slab<Flow>) {
+        self.stale += 1;
+        if self.stale >= STALE_MIN && self.stale * 2 > self.ids.len() {
+            #[cfg(test)]
+            {
+                self.steps += self.ids.len() as u64;
+            }
+            self.ids.retain(|&id| is_queued(flows, id));
+            self.stale = 0;
+        }
+    }
+}
+
+fn is_queued(flows: &Slab<Flow>, id: FlowId) -> bool {
+    let life = flows.get(id).map(|flow| flow.life);
+    life.is_some_and(|mut life| life.queued().is_some_and(|queued| queued.transmit))
+}
 
 /// One TCP flow. What each segment touches comes first, so that it shares cache lines.
 #[derive(Debug)]
@@ -36,16 +175,7 @@ pub(super) struct Flow {
     /// Up to two entries of the wheel: an earlier deadline is armed beside a later one, which stays where it is. Taking
     /// that out would touch its neighbours, flows that nobody has seen for long, for an acknowledgement 40 ms ahead.
     timers: [Armed; 2],
-    /// Waits for the answer of its upstream and counts in `StackStats::pending`.
-    pending: bool,
-    /// Stands in `Inner::dirty`.
-    dirty: bool,
-    /// Stands in `Inner::tx`.
-    pub(super) queued: bool,
-    /// The driver has been told that it is gone; only last segments may still leave.
-    pub(super) over: bool,
-    /// Stands in `Inner::graves`.
-    buried: bool,
+    pub(super) life: Life,
     pub(super) tcb: Tcb,
     bytes_down: u64,
     opened_at: Instant,
@@ -77,11 +207,7 @@ impl Flow {
             opened_at: now,
             bytes_up: 0,
             bytes_down: 0,
-            pending: true,
-            dirty: false,
-            queued: false,
-            over: false,
-            buried: false,
+            life: Life::Connecting(Queued::default()),
         }
     }
 
@@ -153,7 +279,7 @@ impl Stack {
     /// The buffer, when `flow` is not alive.
     pub fn upstream_data(&mut self, now: Instant, flow: FlowId, data: Buf) -> Result<(), Buf> {
         let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
-        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return Err(data) };
+        let Some(entry) = flows.get_mut(flow).filter(|entry| entry.life.is_alive()) else { return Err(data) };
         entry.last_active = now;
         entry.bytes_down += data.len() as u64;
         let mut ctx = context(now, config, pool, budget, memory, stats);
@@ -187,7 +313,7 @@ impl Stack {
     /// The upstream took `len` bytes of `readable(flow)`; the client's window opens by as much.
     pub fn consume(&mut self, now: Instant, flow: FlowId, len: usize) {
         let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
-        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return };
+        let Some(entry) = flows.get_mut(flow).filter(|entry| entry.life.is_alive()) else { return };
         entry.bytes_up += len as u64;
         let mut ctx = context(now, config, pool, budget, memory, stats);
         entry.tcb.consume(&mut ctx, len);
@@ -202,7 +328,10 @@ impl Stack {
     /// Bytes that the upstream may hand over now; after 0, a [`Request::Writable`] says when to ask again.
     pub fn room(&mut self, flow: FlowId) -> usize {
         let Inner { flows, config, memory, .. } = &mut self.inner;
-        flows.get_mut(flow).filter(|entry| !entry.over).map_or(0, |entry| entry.tcb.upstream_room(&config.tcp, memory))
+        flows
+            .get_mut(flow)
+            .filter(|entry| entry.life.is_alive())
+            .map_or(0, |entry| entry.tcb.upstream_room(&config.tcp, memory))
     }
 
     /// Payload of the largest segment or super-segment to the client, bytes: reads from the upstream are best a
@@ -214,7 +343,7 @@ impl Stack {
 
     /// Whether `flow` is alive.
     pub fn is_open(&self, flow: FlowId) -> bool {
-        self.inner.flows.get(flow).is_some_and(|entry| !entry.over)
+        self.inner.flows.get(flow).is_some_and(|entry| entry.life.is_alive())
     }
 
     /// Client and target of a flow.
@@ -227,13 +356,14 @@ impl Stack {
     /// [`Stack::handle_batch`] and [`Stack::poll_transmit`] do so themselves.
     pub fn settle_commands(&mut self, now: Instant) {
         let Self { map, inner } = self;
-        inner.end_batch(now, map, &mut None);
+        let map = &map.map;
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
     #[inline]
     fn command(&mut self, now: Instant, flow: FlowId, run: impl FnOnce(&mut Tcb, &mut Ctx<'_>)) {
         let Inner { flows, config, pool, budget, memory, stats, .. } = &mut self.inner;
-        let Some(entry) = flows.get_mut(flow).filter(|entry| !entry.over) else { return };
+        let Some(entry) = flows.get_mut(flow).filter(|entry| entry.life.is_alive()) else { return };
         let mut ctx = context(now, config, pool, budget, memory, stats);
         run(&mut entry.tcb, &mut ctx);
         self.inner.touch(flow.index);
@@ -244,37 +374,39 @@ impl Inner {
     /// The flow's state may have changed: settle it at the end of the batch.
     #[inline]
     pub(super) fn touch(&mut self, index: u32) {
-        if let Some(flow) = self.flows.at_mut(index)
-            && !flow.dirty
+        if let Some(queued) = self.flows.at_mut(index).and_then(|flow| flow.life.queued())
+            && !queued.dirty
         {
-            flow.dirty = true;
-            self.dirty.push(index);
+            queued.dirty = true;
+            self.dirty.push(self.flows.id_of(index));
         }
     }
 
-    /// Settles all touched flows and buries the dead.
-    pub(super) fn end_batch<'m>(&mut self, now: Instant, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
+    /// Settles all touched flows and reaps the closed ones.
+    pub(super) fn end_batch(&mut self, now: Instant, cursor: &mut ShardCursor<'_>) {
         self.settle_dirty(now);
-        self.bury(map, held);
+        self.reap(cursor);
     }
 
     /// Turns what happened to touched flows into requests, timers and places in the transmit queue.
     pub(super) fn settle_dirty(&mut self, now: Instant) {
         // Indexing, not draining: settling may end a flow, which touches nothing but that flow.
         let mut position = 0;
-        while let Some(&index) = self.dirty.get(position) {
+        while let Some(&id) = self.dirty.get(position) {
             position += 1;
-            self.settle(now, index);
+            self.settle(now, id);
         }
         self.dirty.clear();
     }
 
-    fn settle(&mut self, now: Instant, index: u32) {
-        let Some(flow) = self.flows.at_mut(index) else { return };
-        flow.dirty = false;
-        self.hear(index);
-        self.want_transmit(index);
-        self.arm(now, index);
+    fn settle(&mut self, now: Instant, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        if let Some(queued) = flow.life.queued() {
+            queued.dirty = false;
+        }
+        self.hear(id.index);
+        self.want_transmit(id.index);
+        self.arm(now, id.index);
     }
 
     /// A flow has sent all that it can for now.
@@ -286,18 +418,20 @@ impl Inner {
     /// Turns the news of a flow into requests.
     fn hear(&mut self, index: u32) {
         let Some(flow) = self.flows.at_mut(index) else { return };
-        if flow.pending && flow.tcb.state() != State::SynPending {
-            flow.pending = false;
+        if flow.tcb.state() != State::SynPending
+            && let Some(open) = flow.life.after(Step::Answered)
+        {
+            flow.life = open;
             self.stats.pending -= 1;
         }
         if !flow.tcb.has_events() {
             return;
         }
         let events = flow.tcb.take_events();
-        let over = flow.over;
+        let alive = flow.life.is_alive();
         let reason = flow.tcb.close_reason();
         let id = self.flows.id_of(index);
-        if !over {
+        if alive {
             if events.contains(Events::READABLE) {
                 self.requests.push_back(Request::Readable(id));
             }
@@ -308,21 +442,21 @@ impl Inner {
                 self.requests.push_back(Request::Writable(id));
             }
             if events.contains(Events::RESET) || events.contains(Events::CLOSED) {
-                self.finish(index, id, reason.map_or(CloseReason::Finished, CloseReason::from));
+                self.finish(id, reason.map_or(CloseReason::Finished, CloseReason::from));
             }
         }
         if events.contains(Events::CLOSED) {
-            self.lay_to_rest(index);
+            self.close(id);
         }
     }
 
     #[inline]
     fn want_transmit(&mut self, index: u32) {
-        if let Some(flow) = self.flows.at_mut(index)
-            && !flow.queued
+        if let Some(queued) = self.flows.at_mut(index).and_then(|flow| flow.life.queued())
+            && !queued.transmit
         {
-            flow.queued = true;
-            self.tx.push_back(index);
+            queued.transmit = true;
+            self.transmit.ids.push_back(self.flows.id_of(index));
         }
     }
 
@@ -385,16 +519,16 @@ impl Inner {
     /// Ends a flow with an RST to the client.
     pub(super) fn end(&mut self, now: Instant, index: u32, reason: CloseReason) {
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
-        let Some(flow) = flows.at_mut(index).filter(|flow| !flow.over) else { return };
+        let Some(flow) = flows.at_mut(index).filter(|flow| flow.life.is_alive()) else { return };
         let mut ctx = context(now, config, pool, budget, memory, stats);
         flow.tcb.abort(&mut ctx);
         let id = self.flows.id_of(index);
-        self.finish(index, id, reason);
+        self.finish(id, reason);
         self.touch(index);
     }
 
     fn refuse_flow(&mut self, now: Instant, id: FlowId, how: Refusal) {
-        let Some(flow) = self.flows.get(id).filter(|flow| !flow.over) else { return };
+        let Some(flow) = self.flows.get(id).filter(|flow| flow.life.is_alive()) else { return };
         self.stats.flows_refused += 1;
         let (client, target) = flow.ends();
         let seq = flow.tcb.client_isn();
@@ -417,61 +551,54 @@ impl Inner {
         let Some(flow) = flows.get_mut(id) else { return };
         let mut ctx = context(now, config, pool, budget, memory, stats);
         flow.tcb.refused(&mut ctx, if silent { tcp::Refusal::Silent } else { tcp::Refusal::Reset });
-        self.finish(id.index, id, CloseReason::Upstream);
+        self.finish(id, CloseReason::Upstream);
         self.touch(id.index);
     }
 
     /// The driver learns that the flow is gone; its last segments may still leave.
-    fn finish(&mut self, index: u32, id: FlowId, reason: CloseReason) {
-        let Some(flow) = self.flows.at_mut(index).filter(|flow| !flow.over) else { return };
-        flow.over = true;
-        if flow.pending {
-            flow.pending = false;
+    fn finish(&mut self, id: FlowId, reason: CloseReason) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(ended) = flow.life.after(Step::End) else { return };
+        if matches!(flow.life, Life::Connecting(_)) {
             self.stats.pending -= 1;
         }
+        flow.life = ended;
         self.stats.flows_closed[reason as usize] += 1;
         self.requests.push_back(Request::Closed(id, reason));
     }
 
-    /// A flow that is over has nothing left to send.
-    pub(super) fn lay_to_rest(&mut self, index: u32) {
-        if let Some(flow) = self.flows.at_mut(index)
-            && flow.over
-            && !flow.buried
-        {
-            flow.buried = true;
-            self.graves.push(index);
+    /// A flow that has ended has nothing left to send.
+    fn close(&mut self, id: FlowId) {
+        let Some(flow) = self.flows.get_mut(id) else { return };
+        let Some(closed) = flow.life.after(Step::Close) else { return };
+        let before = core::mem::replace(&mut flow.life, closed);
+        self.forget(before);
+        self.closed.push(id);
+    }
+
+    /// The entry that the transmit queue may have of a flow with this life is stale now.
+    fn forget(&mut self, mut life: Life) {
+        if life.queued().is_some_and(|queued| queued.transmit) {
+            self.transmit.went_stale(&self.flows);
         }
     }
 
-    /// Takes the dead out of map and table.
-    pub(super) fn bury<'m>(&mut self, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
-        while let Some(index) = self.graves.pop() {
-            let Some(flow) = self.flows.at(index) else { continue };
-            let hash = flow.hash;
-            self.bury_one(index, shard(map, held, hash));
+    /// Takes closed flows out of map and table.
+    pub(super) fn reap(&mut self, cursor: &mut ShardCursor<'_>) {
+        while let Some(id) = self.closed.pop() {
+            if self.flows.get(id).is_some() {
+                self.reap_one(id.index, cursor);
+            }
         }
     }
 
     /// Takes one flow out of map and table, whatever it was doing.
-    pub(super) fn bury_one(&mut self, index: u32, guard: &mut ShardGuard<'_, u32>) {
-        if self.flows.at(index).is_some_and(|flow| !flow.over) {
-            let id = self.flows.id_of(index);
-            self.finish(index, id, CloseReason::Finished);
-        }
+    pub(super) fn reap_one(&mut self, index: u32, cursor: &mut ShardCursor<'_>) {
+        self.finish(self.flows.id_of(index), CloseReason::Finished);
         let Some(flow) = self.flows.remove(index) else { return };
         self.changes = self.changes.wrapping_add(1);
-        guard.remove(flow.hash, &flow.key);
-        // The slot may be taken again before the queues that name it are read: they must not name it twice.
-        if flow.queued {
-            self.tx.retain(|&queued| queued != index);
-        }
-        if flow.dirty {
-            self.dirty.retain(|&dirty| dirty != index);
-        }
-        if flow.buried {
-            self.graves.retain(|&grave| grave != index);
-        }
+        cursor.shard(flow.hash).remove(flow.hash, &flow.key);
+        self.forget(flow.life);
         for armed in flow.timers {
             self.wheel.cancel(armed.id);
         }
@@ -485,7 +612,7 @@ impl Inner {
         for step in 0..EVICT_SAMPLE.min(slots) {
             let index = (self.evict_cursor + step) % slots;
             if let Some(flow) = self.flows.at(index)
-                && !flow.over
+                && flow.life.is_alive()
                 && oldest.is_none_or(|(_, at)| flow.last_active < at)
             {
                 oldest = Some((index, flow.last_active));

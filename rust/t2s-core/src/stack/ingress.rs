@@ -2,10 +2,11 @@
 
 use core::net::IpAddr;
 
+use super::Inner;
 use super::api::{Disposition, Packet, Request};
+use super::cursor::ShardCursor;
 use super::flows::Flow;
 use super::owner::worker_of;
-use super::{Held, Inner};
 use crate::config::Config;
 use crate::flow::{FlowKey, FlowMap};
 use crate::fragment::Outcome;
@@ -20,30 +21,12 @@ use crate::wire::{self, protocol};
 /// Bytes of a flow's slot that nearly each segment touches.
 const HOT: usize = 320;
 
-/// A locked shard: the one that is held, or the one asked for instead of it.
-pub(super) fn shard<'h, 'm>(
-    map: &'m FlowMap<u32>,
-    held: &'h mut Held<'m>,
-    hash: u64,
-) -> &'h mut crate::flow::ShardGuard<'m, u32> {
-    let wanted = map.shard_of(hash);
-    if held.as_ref().is_none_or(|(shard, _)| *shard != wanted) {
-        // The old guard goes first: a thread never holds two shards, so there is no order to get wrong.
-        *held = None;
-        *held = Some((wanted, map.lock(wanted)));
-    }
-    match held {
-        Some((_, guard)) => guard,
-        None => unreachable!("set just above"),
-    }
-}
-
 /// A TCP segment between the steps of a batch: checked, then looked up, then delivered.
 ///
 /// Each step runs over the whole batch before the next begins. The cache misses of a step (map, then flow) do not depend
 /// on each other, so the CPU overlaps them; one packet after another would wait for each in turn.
 #[derive(Debug)]
-pub(super) struct Looked {
+pub(super) struct PendingSegment {
     packet: Packet,
     segment: Tcp,
     key: FlowKey,
@@ -52,63 +35,71 @@ pub(super) struct Looked {
     sampled: bool,
 }
 
+/// A SYN that starts a flow.
+struct Syn<'a> {
+    segment: &'a Tcp,
+    key: FlowKey,
+    hash: u64,
+    /// The smallest initial sequence number that cannot be confused with a predecessor's.
+    least: Option<SeqNumber>,
+}
+
 /// What the first step made of a packet.
-pub(super) enum Look {
-    Segment(Looked),
+pub(super) enum Parsed {
+    Segment(PendingSegment),
     Done(Disposition),
 }
 
 impl Inner {
     /// First step: checks a packet. Everything but TCP is done with it.
     #[inline]
-    pub(super) fn look(&mut self, now: Instant, packet: Packet, map: &FlowMap<u32>) -> Look {
+    pub(super) fn parse(&mut self, now: Instant, packet: Packet, map: &FlowMap<u32>) -> Parsed {
         self.stats.packets_in += 1;
         self.stats.bytes_in += packet.buf.len() as u64;
         self.probe.begin();
-        let look = self.parsed(now, packet, map);
+        let parsed = self.parse_packet(now, packet, map);
         self.probe.end();
-        look
+        parsed
     }
 
     /// Second step: finds the flow.
     #[inline]
-    pub(super) fn look_up<'m>(&mut self, looked: &mut Looked, map: &'m FlowMap<u32>, held: &mut Held<'m>) {
-        self.probe.resume(looked.sampled);
-        let shard = shard(map, held, looked.hash);
+    pub(super) fn lookup(&mut self, pending: &mut PendingSegment, cursor: &mut ShardCursor<'_>) {
+        self.probe.resume(pending.sampled);
+        let shard = cursor.shard(pending.hash);
         // Map and table number flows alike as long as they have come and gone together: then the flow is on its way
         // before the map's entry, which says for sure, has arrived.
-        if let Some(place) = shard.guess(looked.hash) {
+        if let Some(place) = shard.guess(pending.hash) {
             self.flows.prefetch(place, HOT);
         }
-        looked.found = shard.get(looked.hash, &looked.key).copied();
+        pending.found = shard.get(pending.hash, &pending.key).copied();
         self.probe.mark(Stage::Lookup);
         self.probe.end();
     }
 
     /// Gets the flows of a batch under way to the cache.
     #[inline]
-    pub(super) fn warm(&self, batch: &[Looked]) {
+    pub(super) fn warm(&self, batch: &[PendingSegment]) {
         if !batch.is_empty() {
-            let flows = batch.iter().filter_map(|looked| self.flows.at(looked.found?));
+            let flows = batch.iter().filter_map(|pending| self.flows.at(pending.found?));
             core::hint::black_box(flows.fold(0, |sum, flow| sum ^ flow.warm()));
         }
     }
 
     /// Third step: hands the segment to its flow. `fresh` says that the second step's answer still holds.
     #[inline]
-    pub(super) fn deliver<'m>(
+    pub(super) fn deliver(
         &mut self,
         now: Instant,
-        mut looked: Looked,
+        mut pending: PendingSegment,
         fresh: bool,
-        map: &'m FlowMap<u32>,
-        held: &mut Held<'m>,
+        cursor: &mut ShardCursor<'_>,
     ) -> Disposition {
         if !fresh {
-            looked.found = shard(map, held, looked.hash).get(looked.hash, &looked.key).copied();
+            pending.found = cursor.shard(pending.hash).get(pending.hash, &pending.key).copied();
         }
-        self.probe.resume(looked.sampled);
-        let disposition = self.delivered(now, looked, map, held);
+        self.probe.resume(pending.sampled);
+        let disposition = self.deliver_segment(now, pending, cursor);
         self.probe.mark(Stage::Tcp);
         self.probe.end();
         disposition
@@ -122,32 +113,32 @@ impl Inner {
         Disposition::Dropped(reason)
     }
 
-    fn parsed(&mut self, now: Instant, mut packet: Packet, map: &FlowMap<u32>) -> Look {
+    fn parse_packet(&mut self, now: Instant, mut packet: Packet, map: &FlowMap<u32>) -> Parsed {
         let mut ip = match Ip::parse(packet.buf.as_slice()) {
             Ok(ip) => ip,
-            Err(reason) => return Look::Done(self.refuse(packet, reason)),
+            Err(reason) => return Parsed::Done(self.refuse(packet, reason)),
         };
         self.probe.mark(Stage::Parse);
         if ip.fragment.is_some() {
             let outcome = self.fragments.handle(now, packet.buf, &ip, &mut self.pool);
             self.probe.mark(Stage::Reassembly);
             match outcome {
-                Outcome::Pending => return Look::Done(Disposition::Accepted),
+                Outcome::Pending => return Parsed::Done(Disposition::Accepted),
                 Outcome::Dropped(reason) => {
                     self.stats.drops.add(reason);
-                    return Look::Done(Disposition::Dropped(reason));
+                    return Parsed::Done(Disposition::Dropped(reason));
                 }
                 Outcome::Complete(whole) => packet = Packet::plain(whole),
             }
             ip = match Ip::parse(packet.buf.as_slice()) {
                 Ok(ip) if ip.fragment.is_none() => ip,
-                Ok(_) => return Look::Done(self.refuse(packet, DropReason::FragmentBad)),
-                Err(reason) => return Look::Done(self.refuse(packet, reason)),
+                Ok(_) => return Parsed::Done(self.refuse(packet, DropReason::FragmentBad)),
+                Err(reason) => return Parsed::Done(self.refuse(packet, reason)),
             };
         }
         packet.buf.truncate(ip.total as usize);
-        Look::Done(match ip.protocol {
-            protocol::TCP => return self.look_segment(packet, &ip, map),
+        Parsed::Done(match ip.protocol {
+            protocol::TCP => return self.parse_segment(packet, &ip, map),
             protocol::UDP => self.udp_packet(now, packet, &ip, map),
             protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(packet, &ip),
             protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(packet, &ip),
@@ -159,18 +150,18 @@ impl Inner {
     }
 
     #[inline]
-    fn look_segment(&mut self, mut packet: Packet, ip: &Ip, map: &FlowMap<u32>) -> Look {
+    fn parse_segment(&mut self, mut packet: Packet, ip: &Ip, map: &FlowMap<u32>) -> Parsed {
         let bytes = packet.buf.as_slice();
         let segment = match Tcp::parse(&bytes[usize::from(ip.payload)..]) {
             Ok(segment) => segment,
-            Err(reason) => return Look::Done(self.refuse(packet, reason)),
+            Err(reason) => return Parsed::Done(self.refuse(packet, reason)),
         };
         let key = FlowKey::new(ip.src, segment.src_port, ip.dst, segment.dst_port, protocol::TCP);
         let hash = map.hash(&key);
         map.prefetch(hash);
         self.probe.mark(Stage::Parse);
         if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {
-            return Look::Done(self.refuse(packet, DropReason::TcpChecksum));
+            return Parsed::Done(self.refuse(packet, DropReason::TcpChecksum));
         }
         self.probe.mark(Stage::Checksum);
         let owner = worker_of(map, self.workers, hash);
@@ -178,31 +169,25 @@ impl Inner {
             // The checksum has been looked at; the owner need not do so again.
             packet.checksum_trusted = true;
             self.foreign.push_back((owner, packet));
-            return Look::Done(Disposition::Foreign);
+            return Parsed::Done(Disposition::Foreign);
         }
         packet.buf.advance(usize::from(ip.payload) + usize::from(segment.header_len));
         let sampled = self.probe.is_on();
-        Look::Segment(Looked { packet, segment, key, hash, found: None, sampled })
+        Parsed::Segment(PendingSegment { packet, segment, key, hash, found: None, sampled })
     }
 
     #[inline]
-    fn delivered<'m>(
-        &mut self,
-        now: Instant,
-        looked: Looked,
-        map: &'m FlowMap<u32>,
-        held: &mut Held<'m>,
-    ) -> Disposition {
-        let Looked { packet, segment, key, hash, found, .. } = looked;
+    fn deliver_segment(&mut self, now: Instant, pending: PendingSegment, cursor: &mut ShardCursor<'_>) -> Disposition {
+        let PendingSegment { packet, segment, key, hash, found, .. } = pending;
         let index = match found {
             Some(index) if !self.starts_anew(index, &segment) => index,
             Some(index) => {
                 let least = self.flows.at(index).map(|flow| flow.tcb.next_isn());
-                self.bury_one(index, shard(map, held, hash));
-                return self.opened(now, packet, &segment, key, hash, least, shard(map, held, hash));
+                self.reap_one(index, cursor);
+                return self.accept(now, packet, &Syn { segment: &segment, key, hash, least }, cursor);
             }
             None if starts_flow(segment.flags) => {
-                return self.opened(now, packet, &segment, key, hash, None, shard(map, held, hash));
+                return self.accept(now, packet, &Syn { segment: &segment, key, hash, least: None }, cursor);
             }
             None => {
                 self.reset_stranger(&key, &segment, packet.buf.len());
@@ -225,21 +210,13 @@ impl Inner {
     /// Whether a segment for a flow that is over, or as good as over, is the SYN of its successor
     /// (RFC 9293, section 3.10.7.4, TIME-WAIT; RFC 6191).
     fn starts_anew(&self, index: u32, segment: &Tcp) -> bool {
-        starts_flow(segment.flags) && self.flows.at(index).is_none_or(|flow| flow.over || flow.tcb.may_reopen(segment))
+        starts_flow(segment.flags)
+            && self.flows.at(index).is_none_or(|flow| !flow.life.is_alive() || flow.tcb.may_reopen(segment))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what the lookup has found, handed on")]
-    fn opened(
-        &mut self,
-        now: Instant,
-        packet: Packet,
-        syn: &Tcp,
-        key: FlowKey,
-        hash: u64,
-        least: Option<SeqNumber>,
-        guard: &mut crate::flow::ShardGuard<'_, u32>,
-    ) -> Disposition {
-        match self.open(now, syn, key, hash, least, guard) {
+    /// Opens a flow for a SYN, or drops it.
+    fn accept(&mut self, now: Instant, packet: Packet, syn: &Syn<'_>, cursor: &mut ShardCursor<'_>) -> Disposition {
+        match self.open(now, syn, cursor) {
             Ok(index) => {
                 self.pool.free(packet.buf);
                 self.touch(index);
@@ -249,22 +226,19 @@ impl Inner {
         }
     }
 
-    /// Makes a flow for a SYN and asks for its upstream. `least` is the smallest initial sequence number that cannot be
-    /// confused with a predecessor's.
-    fn open(
-        &mut self,
-        now: Instant,
-        syn: &Tcp,
-        key: FlowKey,
-        hash: u64,
-        least: Option<SeqNumber>,
-        guard: &mut crate::flow::ShardGuard<'_, u32>,
-    ) -> Result<u32, DropReason> {
+    /// Makes a flow for a SYN and asks for its upstream.
+    fn open(&mut self, now: Instant, syn: &Syn<'_>, cursor: &mut ShardCursor<'_>) -> Result<u32, DropReason> {
+        let &Syn { segment: syn, key, hash, least } = syn;
         if syn.src_port == 0 || syn.dst_port == 0 {
             return Err(DropReason::TcpMalformed);
         }
         if self.stats.pending >= u64::from(self.config.max_pending_connects) {
             return Err(DropReason::PendingFull);
+        }
+        let guard = cursor.shard(hash);
+        // Looked at before somebody is ended for this flow's sake, which would cost two connections.
+        if self.flows.is_full() || guard.is_full() {
+            return Err(DropReason::FlowTableFull);
         }
         if self.flows.len() >= self.config.max_tcp_flows as usize && !self.evict(now) {
             return Err(DropReason::FlowTableFull);

@@ -9,6 +9,7 @@
 //! order, then `poll_request` until it is empty, then `poll_transmit` until it is empty.
 
 mod api;
+mod cursor;
 mod datagrams;
 mod egress;
 mod flows;
@@ -18,28 +19,29 @@ mod probe;
 mod slab;
 #[cfg(test)]
 mod tests;
+mod worker_map;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 pub use api::{CloseReason, Disposition, FlowId, FlowInfo, MAX_SLICES, Packet, Refusal, Request, StackStats, Transmit};
-pub use owner::owner_of;
 
 use crate::buf::{Buf, Pool, PoolCache};
 use crate::config::Config;
-use crate::flow::{FlowMap, ShardGuard};
 use crate::fragment::FragmentReassembler;
-use crate::icmp::Errors;
+use crate::icmp::IcmpErrorLimiter;
 use crate::reassembly::Budget;
 use crate::tcp::BufferBudget;
 use crate::time::Instant;
 use crate::timer::Wheel;
 use crate::udp::{SessionInfo, Sessions};
+use cursor::ShardCursor;
 use egress::Staged;
-use flows::Flow;
-use ingress::{Look, Looked};
+use flows::{Flow, TransmitQueue};
+use ingress::{Parsed, PendingSegment};
 use probe::Probe;
 use slab::Slab;
+pub use worker_map::WorkerMap;
 
 /// Packets built by the stack itself (RST, ICMP, datagrams) that may wait for the device. Beyond that they are dropped:
 /// each of them is one that IP lets a host drop.
@@ -60,13 +62,10 @@ struct Raw {
     virtio: crate::wire::virtio::VirtioNetHdr,
 }
 
-/// The shard that a batch holds locked.
-type Held<'m> = Option<(usize, ShardGuard<'m, u32>)>;
-
 /// The packet core of one worker.
 #[derive(Debug)]
 pub struct Stack {
-    map: Arc<FlowMap<u32>>,
+    map: Arc<WorkerMap>,
     inner: Inner,
 }
 
@@ -83,26 +82,25 @@ struct Inner {
     fragments: FragmentReassembler,
     budget: Budget,
     memory: BufferBudget,
-    icmp_errors: Errors,
+    icmp_errors: IcmpErrorLimiter,
     stats: StackStats,
     requests: VecDeque<Request>,
     /// Segments between the steps of a batch; empty outside of one.
-    looked: Vec<Looked>,
+    segments: Vec<PendingSegment>,
     /// Counts flows that came or went: what was looked up before may be wrong after.
     changes: u32,
-    /// Flows touched in this batch, each once (`Flow::dirty`).
-    dirty: Vec<u32>,
-    /// Flows that may have something to send, each once (`Flow::queued`).
-    tx: VecDeque<u32>,
+    /// Flows touched in this batch, each once ([`flows::Life`]); those that are gone since are skipped.
+    dirty: Vec<FlowId>,
+    transmit: TransmitQueue,
     raw: VecDeque<Raw>,
-    /// Flows that are over and have said their last word; buried under the shard's lock.
-    graves: Vec<u32>,
+    /// Flows that are closed, to be reaped under their shard's lock.
+    closed: Vec<FlowId>,
     foreign: VecDeque<(usize, Packet)>,
     header: [u8; HEADER_MAX],
     staged: Staged,
     /// The packet handed out last, kept until the next call because the caller reads from it.
     last: Option<Buf>,
-    /// Super-segments or segments that the flow in front of `tx` has sent in a row.
+    /// Super-segments or segments that the flow in front of `transmit` has sent in a row.
     burst: u32,
     /// Where the search for an idle flow goes on.
     evict_cursor: u32,
@@ -113,27 +111,22 @@ struct Inner {
 }
 
 impl Stack {
-    /// A stack for `worker` of `workers`, which share `map` and `pool`.
+    /// The stack of a single worker, with a map of its own.
+    pub fn new(config: Config, pool: &Pool, now: Instant) -> Self {
+        let map = Arc::new(WorkerMap::new(&config, 1, 1));
+        Self::for_worker(config, pool, &map, 0, now)
+    }
+
+    /// The stack of one of the workers that share `map`, which was made with the same `config`.
     ///
-    /// A worker owns the flows whose hash modulo `workers` is its number; `map` has either one shard or a multiple of
-    /// `workers` shards, so that a shard has one owner unless it is the only one.
+    /// A worker owns the flows whose shard or hash modulo the number of workers is its own number.
     ///
     /// # Panics
-    /// When `worker >= workers`, or the shards are neither 1 nor a multiple of `workers`: a programming error.
-    pub fn new(
-        config: Config,
-        pool: &Pool,
-        map: Arc<FlowMap<u32>>,
-        worker: usize,
-        workers: usize,
-        now: Instant,
-    ) -> Self {
+    /// When `worker` is not below [`WorkerMap::workers`]: a programming error.
+    pub fn for_worker(config: Config, pool: &Pool, map: &Arc<WorkerMap>, worker: usize, now: Instant) -> Self {
+        let workers = map.workers();
         assert!(worker < workers, "worker {worker} of {workers}");
-        assert!(
-            map.shards() == 1 || map.shards().is_multiple_of(workers),
-            "{} shards for {workers} workers",
-            map.shards()
-        );
+        let map = Arc::clone(map);
         let inner = Inner {
             worker,
             workers,
@@ -145,15 +138,15 @@ impl Stack {
             fragments: FragmentReassembler::new(config.fragment, config.reassembly, config.secrets.flow_hash),
             budget: Budget::new(config.stream.total_bytes),
             memory: BufferBudget::new(config.buffer_budget),
-            icmp_errors: Errors::new(config.icmp_errors_per_second, now),
+            icmp_errors: IcmpErrorLimiter::new(config.icmp_errors_per_second, now),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
-            looked: Vec::with_capacity(256),
+            segments: Vec::with_capacity(256),
             changes: 0,
             dirty: Vec::with_capacity(256),
-            tx: VecDeque::with_capacity(256),
+            transmit: TransmitQueue::default(),
             raw: VecDeque::with_capacity(64),
-            graves: Vec::with_capacity(64),
+            closed: Vec::with_capacity(64),
             foreign: VecDeque::new(),
             header: [0; HEADER_MAX],
             staged: Staged::Nothing,
@@ -171,15 +164,16 @@ impl Stack {
     /// Takes one packet; see [`Stack::handle_batch`] for many.
     pub fn handle_packet(&mut self, now: Instant, packet: Packet) -> Disposition {
         let Self { map, inner } = self;
-        let mut held = None;
-        let disposition = match inner.look(now, packet, map) {
-            Look::Done(disposition) => disposition,
-            Look::Segment(mut looked) => {
-                inner.look_up(&mut looked, map, &mut held);
-                inner.deliver(now, looked, true, map, &mut held)
+        let map = &map.map;
+        let mut cursor = ShardCursor::new(map);
+        let disposition = match inner.parse(now, packet, map) {
+            Parsed::Done(disposition) => disposition,
+            Parsed::Segment(mut segment) => {
+                inner.lookup(&mut segment, &mut cursor);
+                inner.deliver(now, segment, true, &mut cursor)
             }
         };
-        inner.end_batch(now, map, &mut held);
+        inner.end_batch(now, &mut cursor);
         disposition
     }
 
@@ -187,45 +181,48 @@ impl Stack {
     /// Returns how many were accepted.
     pub fn handle_batch(&mut self, now: Instant, batch: &mut Vec<Packet>) -> usize {
         let Self { map, inner } = self;
-        let mut held = None;
+        let map = &map.map;
+        let mut cursor = ShardCursor::new(map);
         let mut accepted = 0;
-        let mut looked = core::mem::take(&mut inner.looked);
+        let mut segments = core::mem::take(&mut inner.segments);
         for packet in batch.drain(..) {
-            match inner.look(now, packet, map) {
-                Look::Segment(segment) => looked.push(segment),
-                Look::Done(Disposition::Dropped(_)) => {}
-                Look::Done(_) => accepted += 1,
+            match inner.parse(now, packet, map) {
+                Parsed::Segment(segment) => segments.push(segment),
+                Parsed::Done(Disposition::Dropped(_)) => {}
+                Parsed::Done(_) => accepted += 1,
             }
         }
-        for segment in &mut looked {
-            inner.look_up(segment, map, &mut held);
+        for segment in &mut segments {
+            inner.lookup(segment, &mut cursor);
         }
-        inner.warm(&looked);
+        inner.warm(&segments);
         let changes = inner.changes;
-        for segment in looked.drain(..) {
+        for segment in segments.drain(..) {
             let fresh = inner.changes == changes;
-            if !matches!(inner.deliver(now, segment, fresh, map, &mut held), Disposition::Dropped(_)) {
+            if !matches!(inner.deliver(now, segment, fresh, &mut cursor), Disposition::Dropped(_)) {
                 accepted += 1;
             }
         }
-        inner.looked = looked;
-        inner.end_batch(now, map, &mut held);
+        inner.segments = segments;
+        inner.end_batch(now, &mut cursor);
         accepted
     }
 
     /// Runs all timers that are due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
         let Self { map, inner } = self;
+        let map = &map.map;
         inner.run_timers(now, usize::MAX);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
     /// Runs at most so many timers of flows, and ends of sessions, that are due at `now`, so that a turn stays short when
     /// many have one in the same tick; [`Stack::next_timeout`] says whether there are more.
     pub fn handle_some_timeouts(&mut self, now: Instant, most: usize) {
         let Self { map, inner } = self;
+        let map = &map.map;
         inner.run_timers(now, most);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
     /// When `handle_timeout` wants to be called next; `None` while nothing is armed.
@@ -253,10 +250,11 @@ impl Stack {
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
         if !self.inner.stage_transmit(now) {
             let Self { map, inner } = self;
-            inner.bury(map, &mut None);
+            let map = &map.map;
+            inner.reap(&mut ShardCursor::new(map));
             return None;
         }
-        Some(self.inner.transmit())
+        Some(self.inner.staged())
     }
 
     /// A buffer of at least `len` bytes behind `headroom` bytes; `None` at the pool's ceiling (counted there).
@@ -291,7 +289,7 @@ impl Stack {
     /// there is nothing to do.
     pub fn prepare(&mut self) -> bool {
         let inner = &mut self.inner;
-        inner.flows.prepare() | inner.sessions.prepare() | inner.pool.grow_ahead()
+        inner.flows.prepare() | inner.sessions.prepare() | inner.pool.preallocate()
     }
 
     /// Housekeeping, about once a second while idle: gives free table chunks and cached buffers back.
@@ -318,7 +316,8 @@ impl Stack {
     /// Resets every flow and forgets every session and fragment; the resets come out of `poll_transmit`.
     pub fn shutdown(&mut self, now: Instant) {
         let Self { map, inner } = self;
+        let map = &map.map;
         inner.shutdown(now);
-        inner.end_batch(now, map, &mut None);
+        inner.end_batch(now, &mut ShardCursor::new(map));
     }
 }

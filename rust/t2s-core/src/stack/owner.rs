@@ -4,10 +4,8 @@ use crate::flow::{FlowKey, FlowMap};
 use crate::wire::ip::Ip;
 use crate::wire::protocol;
 
-/// The worker of `workers` that owns the flow of `packet`; worker 0 for what has no flow (fragments, ICMP, garbage).
-///
-/// The same rule as the stack's own: TCP by both ends, UDP by the client's end (its sessions are endpoint-independent).
-pub fn owner_of(map: &FlowMap<u32>, workers: usize, packet: &[u8]) -> usize {
+/// See [`WorkerMap::owner_of`](super::WorkerMap::owner_of).
+pub(super) fn owner_of(map: &FlowMap<u32>, workers: usize, packet: &[u8]) -> usize {
     if workers <= 1 {
         return 0;
     }

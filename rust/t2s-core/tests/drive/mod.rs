@@ -4,13 +4,11 @@
 //! Shared by the fuzz target and the random test, so that a crash found by one is repeated by the other.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 
 use t2s_core::buf::{HEAP, Pool, PoolConfig};
 use t2s_core::checksum::Kernel;
 use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, FragmentLimits, ReassemblyMode, StreamLimits};
-use t2s_core::flow::{FlowMap, FlowMapConfig};
-use t2s_core::fragment::fragment_out;
+use t2s_core::fragment;
 use t2s_core::stack::{FlowId, Packet, Refusal, Request, Stack, StackStats};
 use t2s_core::time::{Instant, MILLIS, SECONDS, no_clock};
 use t2s_core::udp::SessionId;
@@ -97,16 +95,10 @@ impl Driver {
         config.offload.tso = pick(6);
         config.offload.tx_checksum = pick(6);
         let pool = Pool::new(PoolConfig { ceiling_bytes: CEILING, cache: 8, memory: &HEAP, clock: no_clock });
-        let map = FlowMap::new(FlowMapConfig {
-            shards: 1,
-            capacity: config.max_tcp_flows as usize,
-            hash_key: config.secrets.flow_hash,
-            clock: no_clock,
-        });
         let now = Instant::from_millis(1);
         let isn = SeqNumber(u32::MAX - 1000);
         let client = Client { next: isn, ack: SeqNumber(0), acked: isn };
-        let stack = Stack::new(config, &pool, Arc::new(map), 0, 1, now);
+        let stack = Stack::new(config, &pool, now);
         Self { stack, pool, now, clients: [client; 2 * CLIENTS as usize], flows: Vec::new(), sessions: Vec::new() }
     }
 
@@ -142,7 +134,7 @@ impl Driver {
 
     /// Feeds an IP packet, whole or in fragments.
     fn feed_ip(&mut self, repr: &IpRepr, segment: &[u8], mtu: u16, id: u32, order: u8) {
-        let Ok(fragments) = fragment_out(repr, segment, mtu, id) else { return };
+        let Ok(fragments) = fragment::fragment(repr, segment, mtu, id) else { return };
         let mut packets: Vec<_> = fragments.map(|piece| [piece.header(), piece.payload].concat()).collect();
         if order & 1 != 0 {
             packets.reverse();

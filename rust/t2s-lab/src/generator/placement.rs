@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use t2s_core::flow::FlowMap;
-use t2s_core::stack::owner_of;
+use t2s_core::stack::WorkerMap;
 
 use crate::generator::address::FlowAddresses;
 use crate::generator::packets::{TcpFields, ip_header_len, write_tcp, write_udp};
@@ -14,9 +13,8 @@ pub struct Placement(Option<Owner>);
 
 #[derive(Clone)]
 struct Owner {
-    map: Arc<FlowMap<u32>>,
+    map: Arc<WorkerMap>,
     worker: usize,
-    workers: usize,
 }
 
 impl Placement {
@@ -25,15 +23,15 @@ impl Placement {
         Self(None)
     }
 
-    /// For `worker` of `workers` that share `map`.
-    pub fn among(map: &Arc<FlowMap<u32>>, worker: usize, workers: usize) -> Self {
-        Self((workers > 1).then(|| Owner { map: Arc::clone(map), worker, workers }))
+    /// For one of the workers that share `map`.
+    pub fn among(map: &Arc<WorkerMap>, worker: usize) -> Self {
+        Self((map.workers() > 1).then(|| Owner { map: Arc::clone(map), worker }))
     }
 
     /// Whether the flow of a packet is this worker's.
     #[inline]
     pub fn owns(&self, packet: &[u8]) -> bool {
-        self.0.as_ref().is_none_or(|owner| owner_of(&owner.map, owner.workers, packet) == owner.worker)
+        self.0.as_ref().is_none_or(|owner| owner.map.owner_of(packet) == owner.worker)
     }
 
     /// Whether a TCP flow is this worker's.
@@ -59,14 +57,14 @@ impl Placement {
 
 #[cfg(test)]
 mod tests {
-    use t2s_core::flow::FlowMapConfig;
+    use t2s_core::config::Config;
 
     use super::*;
 
     #[test]
     fn every_endpoint_has_one_owner() {
-        let map = Arc::new(FlowMap::new(FlowMapConfig { shards: 2, ..FlowMapConfig::default() }));
-        let owners = [0, 1].map(|worker| Placement::among(&map, worker, 2));
+        let map = Arc::new(WorkerMap::new(&Config::default(), 2, 0));
+        let owners = [0, 1].map(|worker| Placement::among(&map, worker));
         let mut counts = [0; 2];
         for port in 1024..2048 {
             let ends = FlowAddresses {
@@ -83,6 +81,9 @@ mod tests {
         }
         assert!(counts[0] > 400 && counts[1] > 400, "{counts:?}");
         let ends = FlowAddresses { v6: false, worker: 0, component: 0, slot: 0, client_port: 1, target_port: 1 };
-        assert!(Placement::everywhere().owns_tcp(ends) && Placement::among(&map, 0, 1).owns_udp(ends));
+        assert!(
+            Placement::everywhere().owns_tcp(ends)
+                && Placement::among(&Arc::new(WorkerMap::new(&Config::default(), 1, 0)), 0).owns_udp(ends)
+        );
     }
 }

@@ -2,15 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant as Wall};
 
 use t2s_core::buf::Pool;
 use t2s_core::checksum::Kernel;
 use t2s_core::config::Config;
-use t2s_core::flow::{FlowMap, FlowMapConfig};
 use t2s_core::stack::{CloseReason, Disposition, FlowId, Packet, Refusal, Request, Stack, StackStats};
-use t2s_core::time::{Instant, SECONDS, no_clock};
+use t2s_core::time::{Instant, SECONDS};
 use t2s_core::udp::SessionId;
 use t2s_core::wire::ip::Ip;
 use t2s_core::wire::tcp::{Flags, SeqNumber, Tcp};
@@ -226,18 +224,12 @@ struct Player<'a> {
 
 impl<'a> Player<'a> {
     fn new(script: &'a Script, options: &ReplayOptions, pool: &Pool) -> Self {
-        let map = FlowMap::new(FlowMapConfig {
-            shards: 1,
-            capacity: options.config.max_tcp_flows as usize,
-            hash_key: options.config.secrets.flow_hash,
-            clock: no_clock,
-        });
         let now = Instant::from_nanos(ORIGIN);
         Self {
             script,
             keep: options.keep,
             due: None,
-            stack: Stack::new(options.config.clone(), pool, Arc::new(map), 0, 1, now),
+            stack: Stack::new(options.config.clone(), pool, now),
             now,
             live: script.flows.iter().map(|_| Live::default()).collect(),
             current: BTreeMap::new(),

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use t2s_core::buf::{Pool, PoolStats};
 use t2s_core::config::Config;
-use t2s_core::flow::{FlowMap, FlowMapStats};
-use t2s_core::stack::{Packet, Stack, StackStats};
+use t2s_core::flow::FlowMapStats;
+use t2s_core::stack::{Packet, Stack, StackStats, WorkerMap};
 use t2s_core::time::Instant;
 use t2s_core::wire::virtio::F_NEEDS_CSUM;
 
@@ -118,7 +118,7 @@ pub struct Report {
 pub struct Worker {
     stack: Stack,
     pool: Pool,
-    map: Arc<FlowMap<u32>>,
+    map: Arc<WorkerMap>,
     upstreams: Upstreams,
     batch: Vec<Packet>,
     dues: Vec<u64>,
@@ -160,15 +160,14 @@ impl Worker {
         spec: &PhaseSpec,
         config: Config,
         pool: &Pool,
-        map: &Arc<FlowMap<u32>>,
+        map: &Arc<WorkerMap>,
         worker: usize,
         generator: Arc<LastStall>,
     ) -> Self {
         let limit = (spec.settings.loop_stall_ms * 1e6) as u64;
         let mtu = usize::from(config.mtu);
-        let workers = spec.workers as usize;
         Self {
-            stack: Stack::new(config, pool, Arc::clone(map), worker, workers, Instant::from_nanos(now_ns())),
+            stack: Stack::for_worker(config, pool, map, worker, Instant::from_nanos(now_ns())),
             pool: pool.clone(),
             map: Arc::clone(map),
             upstreams: Upstreams::new(&spec.components),

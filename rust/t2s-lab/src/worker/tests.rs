@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use t2s_core::buf::PoolConfig;
-use t2s_core::flow::FlowMapConfig;
+use t2s_core::stack::WorkerMap;
 
 use super::*;
 use crate::control::Control;
@@ -20,7 +20,7 @@ fn run(components: &str) -> (Window, Report) {
 
 fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
     let pool = Pool::new(PoolConfig::default());
-    let map = Arc::new(FlowMap::new(FlowMapConfig::default()));
+    let map = Arc::new(WorkerMap::new(&config_of(spec), 1, 1));
     let mut generator = Generator::new(spec, 0, &Placement::everywhere());
     let mut worker = Worker::new(spec, config_of(spec), &pool, &map, 0, Arc::default());
     let (mut tx, mut device) = ring(1 << 19);
@@ -146,7 +146,7 @@ fn back_pressure_reaches_the_client_and_memory_stays_bounded() {
 #[test]
 fn what_the_core_prepares_between_turns_is_no_stall_of_the_machine() {
     let spec = phase(r#"{"kind":"malformed","weight":1}"#);
-    let (pool, map) = (Pool::new(PoolConfig::default()), Arc::new(FlowMap::new(FlowMapConfig::default())));
+    let (pool, map) = (Pool::new(PoolConfig::default()), Arc::new(WorkerMap::new(&config_of(&spec), 1, 1)));
     let mut worker = Worker::new(&spec, config_of(&spec), &pool, &map, 0, Arc::default());
     worker.measuring = true;
     let began = now_ns() - 1_000_000;

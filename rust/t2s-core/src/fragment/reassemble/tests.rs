@@ -1,4 +1,4 @@
-//! Packets are cut by a fragmenter of the test's own and by [`fragment_out`], and must come back as they were.
+//! Packets are cut by a fragmenter of the test's own and by [`fragment`], and must come back as they were.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::buf::{Pool, PoolConfig};
-use crate::fragment::fragment_out;
+use crate::fragment::fragment;
 use crate::time::SECONDS;
 use crate::wire::IpRepr;
 
@@ -363,7 +363,7 @@ fn the_largest_datagrams() {
         let repr = repr(v6, 17, 0);
         let data = payload(len);
         let mut bench = Bench::new(LIMITS);
-        let parts: Vec<Vec<u8>> = fragment_out(&repr, &data, 1500, 5)
+        let parts: Vec<Vec<u8>> = fragment(&repr, &data, 1500, 5)
             .expect("fits the length field")
             .map(|it| [it.header(), it.payload].concat())
             .collect();
@@ -373,7 +373,7 @@ fn the_largest_datagrams() {
             bench.pends(part);
         }
         assert_eq!(bench.completes(last), whole(&IpRepr { id: 5, ..repr }, &data));
-        assert!(fragment_out(&repr, &vec![0; len + 1], 1500, 5).is_err());
+        assert!(fragment(&repr, &vec![0; len + 1], 1500, 5).is_err());
         bench.ends_empty();
     }
 }

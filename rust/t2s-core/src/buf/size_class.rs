@@ -12,7 +12,7 @@ const EMPTY_KEPT: usize = 32;
 
 /// The pool of one class.
 #[derive(Default)]
-pub(super) struct Shelf {
+pub(super) struct SizeClass {
     /// Magazines with buffers: taken and put at the back, reaped from the front, where the coldest are.
     pub(super) full: VecDeque<Magazine>,
     empty: Vec<Magazine>,
@@ -29,7 +29,7 @@ pub(super) struct Shelf {
     /// Slabs with blocks to take. The lowest id first, so that live buffers gather and other slabs empty out.
     partial: BTreeSet<u32>,
     /// Blocks to take of the slabs in `partial`.
-    stock: usize,
+    available: usize,
     /// A slab that was mapped before anything needed it. Not in `partial`, where its number may be the lowest: it is to
     /// stay whole while others have blocks, so that it can go again.
     spare: Option<Slab>,
@@ -38,14 +38,14 @@ pub(super) struct Shelf {
     /// No handle is left: blocks go straight to their slabs, and idle slabs to the system.
     pub(super) closed: bool,
     pub(super) misses: u64,
-    /// Slabs that were mapped ahead.
-    pub(super) ahead: u64,
+    /// Slabs that were mapped before one was needed.
+    pub(super) preallocated: u64,
     pub(super) dropped: u64,
     pub(super) exchanges: u64,
     pub(super) lock_wait_ns: u64,
 }
 
-impl Shelf {
+impl SizeClass {
     /// A magazine with buffers, if there is one.
     pub(super) fn pop_full(&mut self) -> Option<Magazine> {
         let magazine = self.full.pop_back();
@@ -82,23 +82,23 @@ impl Shelf {
         let id = *self.partial.first()?;
         let slab = self.slabs[id as usize].as_mut().expect("an id in `partial` names a slab");
         let block = slab.take();
-        self.stock -= usize::from(block.is_some());
+        self.available -= usize::from(block.is_some());
         if !slab.has_free() {
             self.partial.remove(&id);
         }
         block
     }
 
-    /// Whether fewer than `few` buffers are left and no slab stands behind them.
-    pub(super) fn is_low(&mut self, few: usize) -> bool {
-        let low = self.stock + self.loose.len() < few && self.full.is_empty();
+    /// Whether fewer than `low_watermark` buffers are left and no slab stands behind them.
+    pub(super) fn is_low(&mut self, low_watermark: usize) -> bool {
+        let low = self.available + self.loose.len() < low_watermark && self.full.is_empty();
         self.spare_used |= low;
         low && self.spare.is_none()
     }
 
     /// Keeps a slab for later.
     pub(super) fn add_spare(&mut self, slab: Slab) {
-        self.ahead += 1;
+        self.preallocated += 1;
         self.spare_used = true;
         match self.spare {
             None => self.spare = Some(slab),
@@ -137,15 +137,15 @@ impl Shelf {
         self.empty.pop().unwrap_or_else(|| Magazine::with_capacity(size))
     }
 
-    /// Returns a block to its slab; the slab, if it is idle now, leaves the shelf for the caller to drop unlocked.
+    /// Returns a block to its slab; the slab, if it is idle now, leaves the class for the caller to drop unlocked.
     pub(super) fn restore(&mut self, block: Block) -> Option<Slab> {
         let id = block.slab_id();
         let place = &mut self.slabs[id as usize];
         let slab = place.as_mut().expect("a block's slab stays until the block is back");
         slab.put(block);
-        self.stock += 1;
+        self.available += 1;
         if slab.is_idle() {
-            self.stock -= slab.free_blocks();
+            self.available -= slab.free_blocks();
             let slab = place.take();
             self.partial.remove(&id);
             self.release_id(id);
@@ -157,13 +157,13 @@ impl Shelf {
 
     /// Takes out the slabs that nobody ever took a block of (two threads grew the heap for one need).
     pub(super) fn take_unused(&mut self) -> Vec<Slab> {
-        let Self { slabs, vacant, partial, stock, .. } = self;
+        let Self { slabs, vacant, partial, available, .. } = self;
         let mut unused = Vec::new();
         partial.retain(|&id| {
             let place = &mut slabs[id as usize];
             let idle = place.as_ref().is_some_and(Slab::is_idle);
             if idle {
-                *stock -= place.as_ref().map_or(0, Slab::free_blocks);
+                *available -= place.as_ref().map_or(0, Slab::free_blocks);
                 unused.extend(place.take());
                 vacant.push(id);
             }
@@ -186,7 +186,7 @@ impl Shelf {
     }
 
     pub(super) fn add(&mut self, slab: Slab) {
-        self.stock += slab.free_blocks();
+        self.available += slab.free_blocks();
         let id = slab.id();
         self.slabs[id as usize] = Some(slab);
         self.partial.insert(id);

@@ -52,7 +52,7 @@ pub struct Fragments<'a> {
 /// 16 bits.
 ///
 /// A payload that fits the MTU gives one packet that is no fragment.
-pub fn fragment_out<'a>(repr: &IpRepr, payload: &'a [u8], mtu: u16, id: u32) -> Result<Fragments<'a>, DropReason> {
+pub fn fragment<'a>(repr: &IpRepr, payload: &'a [u8], mtu: u16, id: u32) -> Result<Fragments<'a>, DropReason> {
     let mtu = usize::from(mtu);
     let (header, room, least, longest) = match repr.src {
         IpAddr::V4(_) => (IPV4_HEADER, IPV4_HEADER, MTU_MIN.0, 65_535 - IPV4_HEADER),
@@ -122,7 +122,7 @@ mod tests {
             [(V4, 1500u16, 1480usize), (V4, 1499, 1472), (V4, 68, 48), (V6, 1280, 1232), (V6, 1500, 1448)]
         {
             let mut at = 0;
-            for fragment in fragment_out(&repr(addr), &payload, mtu, 0x0102_0304).expect("fits") {
+            for fragment in fragment(&repr(addr), &payload, mtu, 0x0102_0304).expect("fits") {
                 let packet = [fragment.header(), fragment.payload].concat();
                 let ip = Ip::parse(&packet).expect("valid");
                 let part = ip.fragment.expect("a fragment");
@@ -142,7 +142,7 @@ mod tests {
     fn what_fits_is_not_fragmented() {
         for (addr, len) in [(V4, 1480usize), (V6, 1460)] {
             let payload = vec![1; len];
-            let packets: Vec<_> = fragment_out(&repr(addr), &payload, 1500, 1).expect("fits").collect();
+            let packets: Vec<_> = fragment(&repr(addr), &payload, 1500, 1).expect("fits").collect();
             assert_eq!(packets.len(), 1);
             let packet = [packets[0].header(), packets[0].payload].concat();
             assert_eq!(packet.len(), 1500);
@@ -153,9 +153,9 @@ mod tests {
     #[test]
     fn impossible_sizes_are_refused() {
         for (addr, mtu, longest) in [(V4, 67u16, 65_515usize), (V6, 1279, 65_535)] {
-            assert!(matches!(fragment_out(&repr(addr), &[0; 100], mtu, 1), Err(DropReason::TooBig)));
-            assert!(fragment_out(&repr(addr), &vec![0; longest], mtu + 1, 1).is_ok());
-            assert!(matches!(fragment_out(&repr(addr), &vec![0; longest + 1], 1500, 1), Err(DropReason::TooBig)));
+            assert!(matches!(fragment(&repr(addr), &[0; 100], mtu, 1), Err(DropReason::TooBig)));
+            assert!(fragment(&repr(addr), &vec![0; longest], mtu + 1, 1).is_ok());
+            assert!(matches!(fragment(&repr(addr), &vec![0; longest + 1], 1500, 1), Err(DropReason::TooBig)));
         }
     }
 }

@@ -19,13 +19,13 @@ pub(super) enum State<O> {
 }
 
 /// One side of a handshake.
-pub(super) struct Dialogue<O> {
+pub(super) struct Exchange<O> {
     state: State<O>,
     inbox: Inbox,
     pub(super) out: Outbox,
 }
 
-impl<O> Dialogue<O> {
+impl<O> Exchange<O> {
     /// Waits for the first message, with nothing to send.
     pub(super) fn new() -> Self {
         Self { state: State::Method, inbox: Inbox::default(), out: Outbox::default() }
@@ -86,10 +86,10 @@ impl<O> Dialogue<O> {
     }
 }
 
-impl<O: fmt::Debug> fmt::Debug for Dialogue<O> {
+impl<O: fmt::Debug> fmt::Debug for Exchange<O> {
     /// Without the bytes of either direction, which may have credentials among them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialogue").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Exchange").field("state", &self.state).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,4 @@
-//! Lists through numbered places: the order in which table slots were used, in constant time and without allocation
-//! once every place was used.
+//! A list of table slots, least recently used first: constant time, and no allocation once every place was used.
 //!
 //! Promises: a place stands in the list at most once; entering at the end, leaving from anywhere and looking at the
 //! front are O(1). Knows nothing of what the places hold.
@@ -16,19 +15,19 @@ struct Link {
 
 /// A list of places (indices of a table), oldest first.
 #[derive(Debug)]
-pub(crate) struct Order {
+pub(crate) struct LruList {
     links: Vec<Link>,
     first: u32,
     last: u32,
 }
 
-impl Default for Order {
+impl Default for LruList {
     fn default() -> Self {
         Self { links: Vec::new(), first: NONE, last: NONE }
     }
 }
 
-impl Order {
+impl LruList {
     /// The place that entered first.
     pub(crate) fn first(&self) -> Option<u32> {
         (self.first != NONE).then_some(self.first)
@@ -92,23 +91,23 @@ mod tests {
     proptest! {
         #[test]
         fn same_as_a_deque(steps in prop::collection::vec((0u32..12, any::<bool>()), 0..200)) {
-            let (mut order, mut twin) = (Order::default(), VecDeque::new());
+            let (mut list, mut twin) = (LruList::default(), VecDeque::new());
             for (place, enter) in steps {
                 twin.retain(|&other| other != place);
                 if enter {
-                    order.push(place);
+                    list.push(place);
                     twin.push_back(place);
                 } else {
-                    order.remove(place);
+                    list.remove(place);
                 }
                 let mut seen = Vec::new();
-                let mut at = order.first();
+                let mut at = list.first();
                 while let Some(place) = at {
                     seen.push(place);
-                    at = order.after(place);
+                    at = list.after(place);
                 }
                 prop_assert_eq!(seen, twin.iter().copied().collect::<Vec<_>>());
-                prop_assert!((0..12).all(|place| order.contains(place) == twin.contains(&place)));
+                prop_assert!((0..12).all(|place| list.contains(place) == twin.contains(&place)));
             }
         }
     }
