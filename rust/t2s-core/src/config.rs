@@ -195,7 +195,8 @@ pub struct Config {
     pub fragment: FragmentLimits,
     /// Bounded or not (`reassembly = "unbounded"` is the ablation).
     pub reassembly: ReassemblyMode,
-    /// TCP flows of one worker.
+    /// TCP flows of one worker; those that were evicted for others come on top until their last segments have left, at
+    /// most [`EVICT_SLACK`](crate::stack::EVICT_SLACK).
     pub max_tcp_flows: u32,
     /// Flows whose upstream has not answered yet, of one worker: the bound against SYN floods.
     pub max_pending_connects: u32,

@@ -274,7 +274,7 @@ pub struct StackStats {
     pub drops: DropCounts,
     /// Counters of the TCP terminator.
     pub tcp: TcpStats,
-    /// TCP flows now.
+    /// TCP flows now, with those whose last segments have yet to leave.
     pub flows: u64,
     /// The most TCP flows at once.
     pub flows_peak: u64,

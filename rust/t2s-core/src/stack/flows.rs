@@ -24,7 +24,7 @@ use crate::wire::icmp::IcmpError;
 use crate::wire::tcp::SeqNumber;
 
 /// Flows of a worker beyond its cap: those whose predecessors are evicted, but not yet reaped. One batch's worth.
-pub(super) const EVICT_SLACK: usize = 256;
+pub const EVICT_SLACK: usize = 256;
 
 /// Slots that one search for an idle flow looks at: the oldest of 64 by chance is among the oldest 5 % with a
 /// probability of 96 %, at a cost that does not grow with the table.

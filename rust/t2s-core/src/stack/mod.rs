@@ -37,6 +37,7 @@ use crate::timer::Wheel;
 use crate::udp::{SessionInfo, Sessions};
 use cursor::ShardCursor;
 use egress::Staged;
+pub use flows::EVICT_SLACK;
 use flows::{Flow, TransmitQueue};
 use ingress::{Parsed, PendingSegment};
 use probe::Probe;
