@@ -115,7 +115,7 @@ class Buffer:
 
 @final
 class FlowMap:
-    def __new__(cls, capacity: int | None = None, shards: int = 1, *, seed: int = 0) -> FlowMap: ...
+    def __new__(cls, capacity: int | None = None, shards: int = 1, *, seed: int | None = None) -> FlowMap: ...
     def insert(self, key: _Key, value: int, *, now_ns: int = 0) -> int | None: ...
     def get(self, key: _Key) -> int | None: ...
     def touch(self, key: _Key, now_ns: int) -> int | None: ...
@@ -215,7 +215,7 @@ class FragmentReassembler:
         fragments: int | None = None,
         age_ns: int | None = None,
         bounded: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         pool: MemoryPool | None = None,
     ) -> FragmentReassembler: ...
     def handle(self, packet: _Bytes, now_ns: int = 0) -> bytes | None: ...
@@ -309,7 +309,7 @@ class Stack:
         icmp_echo: bool | None = None,
         idle_timeout_ns: int | None = None,
         connect_timeout_ns: int | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         pool: MemoryPool | None = None,
         now_ns: int = 0,
     ) -> Stack: ...

@@ -50,11 +50,6 @@ class Interval:
     high: float
     rounds: int
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
-        return self.low > 0 or self.high < 0
-
     def overlaps(self, other: Interval) -> bool:
         """Whether two intervals share a value."""
         return self.low <= other.high and other.low <= self.high

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use t2s_core::buf::{Buf, Pool, PoolCache, PoolConfig};
-use t2s_core::config::{Config, ReassemblyMode};
+use t2s_core::config::{Config, Reassembly};
 use t2s_core::dns::{Message, Name};
 use t2s_core::fragment::{self, FragmentReassembler, Outcome};
 use t2s_core::reassembly::{Budget, Insert, StreamReassembler};
@@ -40,7 +40,7 @@ fn episode(
     let limits = Config::default().stream;
     for &index in order {
         let buf = segment(pool, SEGMENT as usize);
-        match queue.insert(*next, *next + index * SEGMENT, buf, &limits, ReassemblyMode::Bounded, budget) {
+        match queue.insert(*next, *next + index * SEGMENT, buf, &limits, Reassembly::Bounded, budget) {
             Insert::Stored { new_bytes } => assert_eq!(new_bytes, SEGMENT),
             Insert::Duplicate(_) | Insert::Refused(..) => panic!("fits, and is new"),
         }

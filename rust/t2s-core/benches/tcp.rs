@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use t2s_core::buf::{Buf, Pool, PoolCache, PoolConfig};
-use t2s_core::config::{AcceptMode, ReassemblyMode, StreamLimits, TcpConfig};
+use t2s_core::config::{Reassembly, StreamLimits, SynAck, TcpConfig};
 use t2s_core::reassembly::Budget;
 use t2s_core::stats::DropCounts;
 use t2s_core::tcp::{BufferBudget, Ctx, SegmentLimits, Tcb, TcpStats};
@@ -32,7 +32,7 @@ impl Worker {
     fn new(pool: &Pool) -> Self {
         Self {
             now: Instant::from_millis(1_000),
-            config: TcpConfig { accept: AcceptMode::Early, ..TcpConfig::default() },
+            config: TcpConfig { syn_ack: SynAck::Immediate, ..TcpConfig::default() },
             stream: StreamLimits { flow_bytes: 1 << 19, flow_segments: 256, total_bytes: 1 << 24 },
             cache: pool.cache(),
             budget: Budget::new(1 << 24),
@@ -47,7 +47,7 @@ impl Worker {
             now: self.now,
             config: &self.config,
             stream: &self.stream,
-            mode: ReassemblyMode::Bounded,
+            mode: Reassembly::Bounded,
             pool: &mut self.cache,
             budget: &mut self.budget,
             memory: &mut self.memory,

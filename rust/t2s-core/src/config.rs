@@ -1,8 +1,9 @@
 //! Settings of a stack: limits, timeouts and the five switchable optimizations. Each default lives here, once.
 
+use crate::named::named;
 use crate::time::{ClockFn, MILLIS, SECONDS, no_clock};
 
-/// Keys for hashes that an attacker must not predict; the caller draws them (or fixes them, in a lab).
+/// Keys for hashes that an attacker must not predict: random unless fixed ones are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Secrets {
     /// Keys of the flow map's hash.
@@ -12,6 +13,18 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// Keys from the system's random number generator.
+    ///
+    /// # Panics
+    /// When the system has none, as in a sandbox that forbids it: keys that can be guessed would be worse.
+    #[must_use]
+    pub fn random() -> Self {
+        let mut bytes = [[0; 8]; 6];
+        getrandom::fill(bytes.as_flattened_mut()).expect("the system has a random number generator");
+        let [flow_hash @ .., isn_0, isn_1] = bytes.map(u64::from_ne_bytes);
+        Self { flow_hash, isn: [isn_0, isn_1] }
+    }
+
     /// Fixed keys, for tests and seeded lab runs; never for a tunnel.
     pub const fn fixed(seed: u64) -> Self {
         Self {
@@ -21,40 +34,44 @@ impl Secrets {
     }
 }
 
-/// Whether out-of-order data and fragments are bounded (the default) or not (the lab's ablation).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReassemblyMode {
-    /// Caps per flow and over all flows, early drain.
-    Bounded,
-    /// No caps: what the reference implementation did.
-    Unbounded,
+named! {
+    /// Whether out-of-order data and fragments are bounded (the default) or not (the lab's ablation).
+    Reassembly is a "reassembly mode" {
+        /// Caps per flow and over all flows, early drain.
+        Bounded = "bounded",
+        /// No caps: what the reference implementation did.
+        Unbounded = "unbounded",
+    }
 }
 
-/// When the SYN-ACK is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AcceptMode {
-    /// After the upstream has answered, so that a refused port is refused on the wire.
-    Deferred,
-    /// At once; an upstream failure then resets an established connection.
-    Early,
+named! {
+    /// When the client's SYN is answered.
+    SynAck is a "SYN-ACK mode" {
+        /// After the upstream has answered, so that a refused port is refused on the wire.
+        AfterConnect = "after-connect",
+        /// At once; an upstream failure then resets an established connection.
+        Immediate = "immediate",
+    }
 }
 
-/// What the stack makes of UDP datagrams to port 53.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsCheck {
-    /// Well-formed queries pass, everything else is refused and counted.
-    Strict,
-    /// Datagrams like any other.
-    Off,
+named! {
+    /// What the stack makes of UDP datagrams to port 53.
+    DnsCheck is a "DNS check" {
+        /// Well-formed queries pass, everything else is refused and counted.
+        Strict = "strict",
+        /// Datagrams like any other.
+        Off = "off",
+    }
 }
 
-/// Congestion control algorithm of the sending side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Congestion {
-    /// RFC 9438.
-    Cubic,
-    /// RFC 5681, 6582.
-    NewReno,
+named! {
+    /// Congestion control algorithm of the sending side.
+    CongestionControl is a "congestion control" {
+        /// RFC 9438.
+        Cubic = "cubic",
+        /// RFC 5681, 6582.
+        NewReno = "newreno",
+    }
 }
 
 /// What the device can take off our hands, as negotiated at open.
@@ -74,9 +91,9 @@ pub struct Offload {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TcpConfig {
     /// When the SYN-ACK is sent.
-    pub accept: AcceptMode,
+    pub syn_ack: SynAck,
     /// Congestion control of the sending side.
-    pub congestion: Congestion,
+    pub congestion: CongestionControl,
     /// Receive window a new flow starts with, bytes.
     pub recv_window_min: u32,
     /// Receive window a busy flow may grow to, bytes.
@@ -116,8 +133,8 @@ pub struct TcpConfig {
 impl Default for TcpConfig {
     fn default() -> Self {
         Self {
-            accept: AcceptMode::Deferred,
-            congestion: Congestion::Cubic,
+            syn_ack: SynAck::AfterConnect,
+            congestion: CongestionControl::Cubic,
             recv_window_min: 128 * 1024,
             recv_window_max: 4 * 1024 * 1024,
             send_buffer_min: 128 * 1024,
@@ -177,6 +194,8 @@ pub struct UdpConfig {
 }
 
 /// All settings of a stack.
+///
+/// The defaults suit a phone, with [`PoolConfig`](crate::buf::PoolConfig): 16 MiB of payload, keys that are random.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Largest IP packet the device takes, bytes; super-segments excepted.
@@ -194,7 +213,7 @@ pub struct Config {
     /// Fragment reassembly bounds.
     pub fragment: FragmentLimits,
     /// Bounded or not (`reassembly = "unbounded"` is the ablation).
-    pub reassembly: ReassemblyMode,
+    pub reassembly: Reassembly,
     /// TCP flows of one worker; those that were evicted for others come on top until their last segments have left, at
     /// most [`EVICT_SLACK`](crate::stack::EVICT_SLACK).
     pub max_tcp_flows: u32,
@@ -228,22 +247,34 @@ impl Default for Config {
                 idle_timeout: 120 * SECONDS,
                 dns_idle_timeout: 10 * SECONDS,
                 queue: 64,
-                queued_bytes: 32 * 1024 * 1024,
+                queued_bytes: 4 * 1024 * 1024,
             },
             dns: DnsCheck::Off,
-            stream: StreamLimits { flow_bytes: 512 * 1024, flow_segments: 256, total_bytes: 16 * 1024 * 1024 },
+            stream: StreamLimits { flow_bytes: 512 * 1024, flow_segments: 256, total_bytes: 4 * 1024 * 1024 },
             fragment: FragmentLimits { total_bytes: 4 * 1024 * 1024, datagrams: 256, fragments: 64, age: 30 * SECONDS },
-            reassembly: ReassemblyMode::Bounded,
+            reassembly: Reassembly::Bounded,
             max_tcp_flows: 65_536,
             max_pending_connects: 4_096,
             max_udp_sessions: 16_384,
-            buffer_budget: 256 * 1024 * 1024,
+            buffer_budget: 16 * 1024 * 1024,
             icmp_echo: true,
             icmp_errors_per_second: 1_000,
             checksum: crate::checksum::Kernel::auto(),
-            secrets: Secrets::fixed(0),
+            secrets: Secrets::random(),
             sample_every: 0,
             clock: no_clock,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_differ_unless_they_are_fixed() {
+        assert_ne!(Secrets::random(), Secrets::random());
+        assert_ne!(Config::default().secrets, Config::default().secrets);
+        assert_eq!(Secrets::fixed(7), Secrets::fixed(7));
     }
 }

@@ -1,7 +1,8 @@
 //! The packet core of t2s: IP packets in, byte streams and datagrams out, and back.
 //!
-//! Pure by construction: no sockets, no clock, no environment, no ambient randomness. Callers pass `now` in and are
-//! told what to do; keys and limits arrive in [`config::Config`]. The arrows between modules run one way:
+//! Pure by construction: no sockets, no clock, no environment. Callers pass `now` in and are told what to do; limits
+//! arrive in [`config::Config`]. Random are its hash keys alone, drawn once by [`config::Secrets::random`] unless the
+//! caller fixes them; then the same input gives the same output. Dependencies between modules run one way:
 //! `checksum, config, stats, time → wire, buf → fragment, reassembly, flow, timer, tcp, udp, icmp, dns, socks5 → stack`.
 
 pub mod buf;
@@ -14,6 +15,7 @@ pub mod http_connect;
 pub mod icmp;
 mod index;
 mod lru;
+pub mod named;
 pub mod prefetch;
 pub mod reassembly;
 pub mod socks5;

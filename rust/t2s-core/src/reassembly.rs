@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use crate::buf::Buf;
-use crate::config::{ReassemblyMode, StreamLimits};
+use crate::config::{Reassembly, StreamLimits};
 use crate::stats::DropReason;
 use crate::wire::tcp::SeqNumber;
 
@@ -204,14 +204,14 @@ impl StreamReassembler {
     /// Holds the bytes of `buf`, the first of which has sequence number `seq`; `next` is the next byte expected in order
     /// (RCV.NXT). Bytes before `next` and bytes that are held already are not stored again.
     ///
-    /// With [`ReassemblyMode::Unbounded`] the caps are ignored. Follow with [`Budget::reclaim`].
+    /// With [`Reassembly::Unbounded`] the caps are ignored. Follow with [`Budget::reclaim`].
     pub fn insert(
         &mut self,
         next: SeqNumber,
         seq: SeqNumber,
         mut buf: Buf,
         limits: &StreamLimits,
-        mode: ReassemblyMode,
+        mode: Reassembly,
         budget: &mut Budget,
     ) -> Insert {
         self.discard_before(next, budget);
@@ -222,7 +222,7 @@ impl StreamReassembler {
         }
         let Some(plan) = self.plan(next, seq, len) else { return Insert::Duplicate(buf) };
         let footprint = footprint(&buf);
-        if mode == ReassemblyMode::Bounded && !self.fits(&plan, footprint, limits, budget) {
+        if mode == Reassembly::Bounded && !self.fits(&plan, footprint, limits, budget) {
             return Insert::Refused(buf, DropReason::ReassemblyFull);
         }
 
@@ -280,8 +280,8 @@ impl StreamReassembler {
     /// Drops the segment with the highest sequence numbers while this flow holds more than it may now that the shared
     /// budget is near its end; `None` when it is within its share. Call until `None` whenever the flow receives
     /// something while [`Budget::used`] is high.
-    pub fn shed(&mut self, limits: &StreamLimits, mode: ReassemblyMode, budget: &mut Budget) -> Option<Buf> {
-        if mode == ReassemblyMode::Unbounded || u64::from(self.bytes) <= flow_cap(limits, budget) {
+    pub fn shed(&mut self, limits: &StreamLimits, mode: Reassembly, budget: &mut Budget) -> Option<Buf> {
+        if mode == Reassembly::Unbounded || u64::from(self.bytes) <= flow_cap(limits, budget) {
             return None;
         }
         self.drop_newest(budget)

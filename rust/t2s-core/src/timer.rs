@@ -377,7 +377,8 @@ mod tests {
             wheel.expire(Instant::from_millis(now), &mut |_| ());
         }
         assert!(wheel.timers.len() < 800, "{}", wheel.timers.len());
-        assert_eq!(size_of::<Timer>(), 32);
+        // Two to a cache line, on 32-bit machines too.
+        assert!(size_of::<Timer>() <= 32);
     }
 
     #[test]

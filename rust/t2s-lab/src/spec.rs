@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use t2s_core::checksum::Kernel;
+use t2s_core::config::{CongestionControl, Reassembly, SynAck};
 
 /// Flows of one TCP component that a generator's address plan can name.
 pub const MAX_FLOWS: u32 = 1_000_000;
@@ -98,39 +99,9 @@ pub struct Settings {
     /// Payload that one worker may hold, MiB.
     pub buffer_budget_mib: u32,
     /// When the SYN-ACK is sent.
-    pub syn_ack: Accept,
+    pub syn_ack: SynAck,
     /// Congestion control of the sending side.
-    pub congestion: CongestionName,
-}
-
-/// The `reassembly` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reassembly {
-    /// Caps and early drain.
-    Bounded,
-    /// No caps.
-    Unbounded,
-}
-
-/// The `syn_ack` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Accept {
-    /// After the upstream has answered.
-    AfterConnect,
-    /// At once.
-    Immediate,
-}
-
-/// The `congestion` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CongestionName {
-    /// RFC 9438.
-    Cubic,
-    /// RFC 5681, 6582.
-    NewReno,
+    pub congestion: CongestionControl,
 }
 
 /// One kind of traffic.

@@ -16,8 +16,9 @@ use crate::result::{
     CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
     StageResult,
 };
-use crate::spec::{Phase, PhaseSpec, Reassembly};
+use crate::spec::{Phase, PhaseSpec};
 use crate::worker::{Report, Snapshot};
+use t2s_core::config::Reassembly;
 
 /// Smallest share of the intended packets that must have been sent in the load phase.
 const OFFERED_SHARE: f64 = 0.99;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use t2s_core::config::Secrets;
 use t2s_core::flow::{FlowKey, FlowMapConfig, ShardStats};
 use t2s_core::time::Instant;
 use t2s_sys::clock::monotonic_nanos;
@@ -25,7 +26,8 @@ fn tuple_of(key: &FlowKey) -> Tuple {
 ///
 /// A key is `(source, source_port, destination, destination_port, protocol)`: addresses as text or `ipaddress` objects,
 /// the protocol as IP's number (6 TCP, 17 UDP). A value is an integer from 0 to 2**64 - 1. `capacity` is the bound over
-/// all shards (the core's own default when `None`), each of which takes its equal part. `seed` fixes the hash's key.
+/// all shards (the core's own default when `None`), each of which takes its equal part. `seed` fixes the
+/// hash's key, which is random without it.
 /// All methods may be called from any thread.
 ///
 /// >>> from t2s import FlowMap
@@ -42,8 +44,8 @@ pub(crate) struct FlowMap(t2s_core::flow::FlowMap<u64>);
 #[pymethods]
 impl FlowMap {
     #[new]
-    #[pyo3(signature = (capacity = None, shards = 1, *, seed = 0))]
-    fn new(capacity: Option<usize>, shards: usize, seed: u64) -> PyResult<Self> {
+    #[pyo3(signature = (capacity = None, shards = 1, *, seed = None))]
+    fn new(capacity: Option<usize>, shards: usize, seed: Option<u64>) -> PyResult<Self> {
         let capacity = capacity.unwrap_or(FlowMapConfig::default().capacity);
         // A slot takes some 60 bytes, all reserved at once; 2^28 flows are 16 GB, more than any tunnel has.
         if capacity == 0 || capacity > 1 << 28 || shards == 0 || shards > capacity {
@@ -52,7 +54,7 @@ impl FlowMap {
                 1 << 28
             )));
         }
-        let hash_key = t2s_core::config::Secrets::fixed(seed).flow_hash;
+        let hash_key = seed.map_or_else(Secrets::random, Secrets::fixed).flow_hash;
         let config = FlowMapConfig { shards, capacity, hash_key, clock: monotonic_nanos };
         Ok(Self(t2s_core::flow::FlowMap::new(config)))
     }

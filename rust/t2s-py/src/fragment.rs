@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use t2s_core::config::{Config, FragmentLimits, ReassemblyMode, Secrets};
+use t2s_core::config::{Config, FragmentLimits, Reassembly, Secrets};
 use t2s_core::fragment::{self as core_fragment, Outcome};
 use t2s_core::stats::DropCounts;
 use t2s_core::time::Instant;
@@ -20,7 +20,7 @@ use crate::stream::drops_dict;
 ///
 /// Bounds, each the core's own default when `None`: `total_bytes` of buffers, `datagrams` at once, `fragments` of one,
 /// and `age_ns`. `bounded=False` leaves only the age, as the lab's ablation does. `seed` fixes the key of the table's
-/// hash. Buffers come from `pool`, or from one of its own.
+/// hash, which is random without it. Buffers come from `pool`, or from one of its own.
 ///
 /// >>> from t2s import FragmentReassembler, fragment
 /// >>> packet = bytes.fromhex("45000bd4000100004011a3160a000001c0000201") + bytes(3008)
@@ -51,7 +51,7 @@ impl FragmentReassembler {
 impl FragmentReassembler {
     #[new]
     #[pyo3(signature = (
-        *, total_bytes = None, datagrams = None, fragments = None, age_ns = None, bounded = true, seed = 0, pool = None
+        *, total_bytes = None, datagrams = None, fragments = None, age_ns = None, bounded = true, seed = None, pool = None
     ))]
     #[allow(clippy::too_many_arguments)] // each is a keyword in Python
     fn new(
@@ -60,7 +60,7 @@ impl FragmentReassembler {
         fragments: Option<u16>,
         age_ns: Option<u64>,
         bounded: bool,
-        seed: u64,
+        seed: Option<u64>,
         pool: Option<&Bound<'_, MemoryPool>>,
     ) -> Self {
         let default = Config::default().fragment;
@@ -70,8 +70,12 @@ impl FragmentReassembler {
             fragments: fragments.unwrap_or(default.fragments),
             age: age_ns.unwrap_or(default.age),
         };
-        let mode = if bounded { ReassemblyMode::Bounded } else { ReassemblyMode::Unbounded };
-        let table = t2s_core::fragment::FragmentReassembler::new(limits, mode, Secrets::fixed(seed).flow_hash);
+        let mode = if bounded { Reassembly::Bounded } else { Reassembly::Unbounded };
+        let table = t2s_core::fragment::FragmentReassembler::new(
+            limits,
+            mode,
+            seed.map_or_else(Secrets::random, Secrets::fixed).flow_hash,
+        );
         Self { state: Mutex::new(State { table, drops: DropCounts::default() }), pool: MemoryPool::shared(pool) }
     }
 

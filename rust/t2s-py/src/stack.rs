@@ -6,7 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use t2s_core::buf::Buf;
 use t2s_core::checksum::Kernel;
-use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, ReassemblyMode, Secrets};
+use t2s_core::config::{Config, CongestionControl, DnsCheck, Reassembly, Secrets, SynAck};
+use t2s_core::named::UnknownName;
 use t2s_core::stack::{CloseReason, Disposition, FlowId, Packet, Refusal, StackStats};
 use t2s_core::stats::Stage;
 use t2s_core::tcp::TcpStats;
@@ -36,7 +37,7 @@ const DATAGRAM_HEADROOM: usize = 128;
 /// `"cubic"` or `"newreno"`; `checksum` a kernel; `reassembly` `"bounded"` or `"unbounded"`; `dns` `"strict"` (only
 /// well-formed queries pass to port 53) or `"off"`; the bounds `max_tcp_flows`, `max_pending_connects`,
 /// `max_udp_sessions` and `buffer_budget` (bytes); `icmp_echo`; `idle_timeout_ns` and `connect_timeout_ns`. `seed`
-/// fixes all keys, so that a run can be repeated. Times are nanoseconds of the caller's clock, which starts at `now_ns`
+/// fixes all keys, which are random without it, so that a run can be repeated. Times are nanoseconds of the caller's clock, which starts at `now_ns`
 /// and never goes back. Raises `ConfigError` for what cannot be.
 ///
 /// >>> from t2s import Request, Stack
@@ -86,7 +87,7 @@ impl Stack {
     #[pyo3(signature = (
         *, mtu = None, syn_ack = None, congestion = None, checksum = None, reassembly = None, dns = None,
         max_tcp_flows = None, max_pending_connects = None, max_udp_sessions = None, buffer_budget = None,
-        icmp_echo = None, idle_timeout_ns = None, connect_timeout_ns = None, seed = 0, pool = None, now_ns = 0
+        icmp_echo = None, idle_timeout_ns = None, connect_timeout_ns = None, seed = None, pool = None, now_ns = 0
     ))]
     #[allow(clippy::too_many_arguments)] // each is a keyword in Python
     fn new(
@@ -103,31 +104,17 @@ impl Stack {
         icmp_echo: Option<bool>,
         idle_timeout_ns: Option<u64>,
         connect_timeout_ns: Option<u64>,
-        seed: u64,
+        seed: Option<u64>,
         pool: Option<&Bound<'_, MemoryPool>>,
         now_ns: u64,
     ) -> PyResult<Self> {
-        let mut config = Config { secrets: Secrets::fixed(seed), ..Config::default() };
+        let mut config = Config::default();
+        set(&mut config.secrets, seed.map(Secrets::fixed));
         set(&mut config.mtu, mtu);
-        choose(
-            "syn_ack",
-            syn_ack,
-            &mut config.tcp.accept,
-            &[("after-connect", AcceptMode::Deferred), ("immediate", AcceptMode::Early)],
-        )?;
-        choose(
-            "congestion",
-            congestion,
-            &mut config.tcp.congestion,
-            &[("cubic", Congestion::Cubic), ("newreno", Congestion::NewReno)],
-        )?;
-        choose(
-            "reassembly",
-            reassembly,
-            &mut config.reassembly,
-            &[("bounded", ReassemblyMode::Bounded), ("unbounded", ReassemblyMode::Unbounded)],
-        )?;
-        choose("dns", dns, &mut config.dns, &[("strict", DnsCheck::Strict), ("off", DnsCheck::Off)])?;
+        choose("syn_ack", syn_ack, SynAck::by_name, &mut config.tcp.syn_ack)?;
+        choose("congestion", congestion, CongestionControl::by_name, &mut config.tcp.congestion)?;
+        choose("reassembly", reassembly, Reassembly::by_name, &mut config.reassembly)?;
+        choose("dns", dns, DnsCheck::by_name, &mut config.dns)?;
         set(&mut config.checksum, checksum.map(Kernel::by_name).transpose().or_raise()?);
         set(&mut config.max_tcp_flows, max_tcp_flows);
         set(&mut config.max_pending_connects, max_pending_connects);
@@ -216,19 +203,7 @@ impl Stack {
     #[pyo3(signature = (flow, how = "refused"))]
     fn refused(&self, flow: u64, how: &str) -> PyResult<()> {
         let mut refusal = Refusal::Refused;
-        choose(
-            "how",
-            Some(how),
-            &mut refusal,
-            &[
-                ("refused", Refusal::Refused),
-                ("host_unreachable", Refusal::HostUnreachable),
-                ("net_unreachable", Refusal::NetUnreachable),
-                ("prohibited", Refusal::Prohibited),
-                ("timeout", Refusal::Timeout),
-                ("failed", Refusal::Failed),
-            ],
-        )?;
+        choose("how", Some(how), Refusal::by_name, &mut refusal)?;
         let State { stack, now } = &mut *self.lock();
         stack.refused(*now, FlowId::from_bits(flow), refusal);
         Ok(())
@@ -419,14 +394,16 @@ fn set<T>(field: &mut T, value: Option<T>) {
 }
 
 /// Takes a setting that is one of a few words.
-fn choose<T: Copy>(key: &str, word: Option<&str>, field: &mut T, choices: &[(&str, T)]) -> PyResult<()> {
-    let Some(word) = word else { return Ok(()) };
-    if let Some(&(_, value)) = choices.iter().find(|&&(name, _)| name == word) {
-        *field = value;
-        return Ok(());
+fn choose<T>(
+    key: &str,
+    word: Option<&str>,
+    by_name: fn(&str) -> Result<T, UnknownName>,
+    field: &mut T,
+) -> PyResult<()> {
+    if let Some(word) = word {
+        *field = by_name(word).map_err(|error| ConfigError::new_err(format!("{key}: {error}")))?;
     }
-    let names = choices.iter().map(|&(name, _)| format!("{name:?}")).collect::<Vec<_>>().join(", ");
-    Err(ConfigError::new_err(format!("{key}={word:?}: choose one of {names}")))
+    Ok(())
 }
 
 /// Puts fields into a dict under their own names.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 use t2s_core::buf::Buf;
-use t2s_core::config::{Config, ReassemblyMode, StreamLimits};
+use t2s_core::config::{Config, Reassembly, StreamLimits};
 use t2s_core::reassembly::{Budget, Insert};
 use t2s_core::stats::DropCounts;
 use t2s_core::wire::tcp::SeqNumber;
@@ -41,7 +41,7 @@ struct State {
 pub(crate) struct StreamReassembler {
     state: Mutex<State>,
     limits: StreamLimits,
-    mode: ReassemblyMode,
+    mode: Reassembly,
     pool: Arc<SharedPool>,
 }
 
@@ -85,7 +85,7 @@ impl StreamReassembler {
             next: SeqNumber(next_seq),
             drops: DropCounts::default(),
         };
-        let mode = if bounded { ReassemblyMode::Bounded } else { ReassemblyMode::Unbounded };
+        let mode = if bounded { Reassembly::Bounded } else { Reassembly::Unbounded };
         Self { state: Mutex::new(state), limits, mode, pool: MemoryPool::shared(pool) }
     }
 

@@ -36,29 +36,3 @@ fn check_fd(answer: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: the kernel has just handed out this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
-
-/// Fills `bytes` from the kernel's random number generator.
-pub fn random(bytes: &mut [u8]) -> io::Result<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let rest = &mut bytes[filled..];
-        // SAFETY: pointer and length describe `rest`, which is writable and outlives the call.
-        let answer = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        match check_len(answer) {
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn random_fills_all() {
-        let mut bytes = [0_u8; 64];
-        super::random(&mut bytes).unwrap();
-        assert!(bytes.iter().any(|&b| b != 0));
-    }
-}

@@ -1,7 +1,7 @@
 //! Stream sockets: non-blocking, closed on exec, never a `SIGPIPE`.
 
 use std::io;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::mem;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -172,13 +172,6 @@ pub fn peek(fd: impl AsFd) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
     // SAFETY: the pointer is to one writable byte, and so is the length.
     check_len(unsafe { libc::recv(fd.as_fd().as_raw_fd(), (&raw mut byte).cast(), 1, flags) })
-}
-
-/// Receives into several slices, in one call. 0 is the end of the stream.
-pub fn recv_vectored(fd: impl AsFd, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-    let count = slices.len().min(MAX_SLICES) as libc::c_int;
-    // SAFETY: an `IoSliceMut` has the layout of `iovec`; the slices are borrowed for the call.
-    check_len(unsafe { libc::readv(fd.as_fd().as_raw_fd(), slices.as_mut_ptr().cast(), count) })
 }
 
 /// Ends the sending direction: the peer reads the end of the stream after all that was sent.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use t2s_core::checksum::Kernel;
-use t2s_core::config::{AcceptMode, Config, Congestion, Offload, Secrets, TcpConfig, UdpConfig};
+use t2s_core::config::{Config, CongestionControl, Offload, Secrets, StreamLimits, SynAck, TcpConfig, UdpConfig};
 use t2s_core::time::SECONDS;
 
 use crate::dial::{Credentials, ProxyUrl, Scheme, UrlError};
@@ -24,26 +24,6 @@ pub enum OffloadMode {
     Auto,
     /// Plain packets.
     Off,
-}
-
-/// When the client's handshake is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Accept {
-    /// After the proxy has answered, so that a refused port is refused on the wire.
-    AfterConnect,
-    /// At once.
-    Immediate,
-}
-
-/// Congestion control towards the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CongestionControl {
-    /// RFC 9438.
-    Cubic,
-    /// RFC 5681, 6582.
-    Newreno,
 }
 
 /// What happens to DNS queries.
@@ -98,7 +78,7 @@ pub struct TunnelConfig {
     /// User that the process becomes once the device is open, without capabilities but the one that `fwmark` needs.
     pub user: Option<String>,
     /// When the client's handshake is answered.
-    pub syn_ack: Accept,
+    pub syn_ack: SynAck,
     /// Congestion control towards the client.
     pub congestion: CongestionControl,
     /// Whether the SOCKS5 handshake is pipelined.
@@ -159,7 +139,7 @@ impl Default for TunnelConfig {
             offload: OffloadMode::Auto,
             up: true,
             user: None,
-            syn_ack: Accept::AfterConnect,
+            syn_ack: SynAck::AfterConnect,
             congestion: CongestionControl::Cubic,
             socks_pipelining: SocksPipelining::Auto,
             dns: DnsMode::Direct,
@@ -317,14 +297,8 @@ impl TunnelConfig {
             mtu,
             offload,
             tcp: TcpConfig {
-                accept: match self.syn_ack {
-                    Accept::AfterConnect => AcceptMode::Deferred,
-                    Accept::Immediate => AcceptMode::Early,
-                },
-                congestion: match self.congestion {
-                    CongestionControl::Cubic => Congestion::Cubic,
-                    CongestionControl::Newreno => Congestion::NewReno,
-                },
+                syn_ack: self.syn_ack,
+                congestion: self.congestion,
                 connect_timeout: u64::from(self.connect_timeout) * SECONDS,
                 idle_timeout: u64::from(self.tcp_idle_timeout) * SECONDS,
                 // Half-closed is open: who may still speak may be silent for as long as on any other flow. The short
@@ -333,7 +307,13 @@ impl TunnelConfig {
                 ..base.tcp.clone()
             },
             // One iteration of a worker may bring a whole batch of one client before its upstream gets its share.
-            udp: UdpConfig { idle_timeout: u64::from(self.udp_idle_timeout) * SECONDS, queue: UDP_QUEUE, ..base.udp },
+            udp: UdpConfig {
+                idle_timeout: u64::from(self.udp_idle_timeout) * SECONDS,
+                queue: UDP_QUEUE,
+                queued_bytes: budget / 8,
+                ..base.udp
+            },
+            stream: StreamLimits { total_bytes: budget / 16, ..base.stream },
             max_tcp_flows: share(self.max_tcp_flows),
             max_pending_connects: share(self.max_pending_connects),
             max_udp_sessions: share(self.max_udp_sessions),

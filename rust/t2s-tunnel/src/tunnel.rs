@@ -144,7 +144,7 @@ impl Tunnel {
             privilege::drop_privileges(&run_as, config.fwmark)?;
         }
         let workers = device.queues.len();
-        let stack_config = config.stack(device.mtu, device.offload, secrets()?, kernel);
+        let stack_config = config.stack(device.mtu, device.offload, Secrets::random(), kernel);
         let pool = Pool::new(PoolConfig {
             ceiling_bytes: config.memory_budget_mib as usize * 1024 * 1024 + workers * POOL_SLACK,
             memory: &MAPPED,
@@ -161,7 +161,7 @@ impl Tunnel {
             stopping: AtomicBool::new(false),
             resolving: AtomicBool::new(false),
             udp_refusal_told: AtomicBool::new(false),
-            resolver: Resolver::new(plan, secrets()?.flow_hash),
+            resolver: Resolver::new(plan, Secrets::random().flow_hash),
             config,
         });
         shared.logger.say(
@@ -377,19 +377,6 @@ impl Drop for Tunnel {
         self.stop(Duration::ZERO);
     }
 }
-
-/// Keys that nobody can guess.
-fn secrets() -> io::Result<Secrets> {
-    let mut bytes = [0_u8; 48];
-    t2s_sys::random(&mut bytes)?;
-    let word = |index: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[index * 8..][..8]);
-        u64::from_ne_bytes(word)
-    };
-    Ok(Secrets { flow_hash: [word(0), word(1), word(2), word(3)], isn: [word(4), word(5)] })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,10 +389,5 @@ mod tests {
         assert!(matches!(Tunnel::start(config, Arc::clone(&quiet)), Err(StartError::Config(_))));
         let config = TunnelConfig { proxy: "socks5://name.invalid".into(), ..TunnelConfig::default() };
         assert!(matches!(Tunnel::start(config, quiet), Err(StartError::Resolve { .. })));
-    }
-
-    #[test]
-    fn secrets_differ() {
-        assert_ne!(secrets().unwrap(), secrets().unwrap());
     }
 }

@@ -9,7 +9,7 @@ use super::memory::{Block, Window};
 /// first, what an earlier user left later).
 pub struct Buf(Window);
 
-const _: () = assert!(size_of::<Buf>() == 24 && size_of::<Option<Buf>>() == 24);
+const _: () = assert!(size_of::<Buf>() == 2 * size_of::<usize>() + 8 && size_of::<Option<Buf>>() == size_of::<Buf>());
 
 impl Buf {
     /// An empty buffer whose content will start at `headroom`, which must be within the block.

@@ -227,7 +227,7 @@ pub(super) struct Block {
     header: NonNull<Header>,
 }
 
-const _: () = assert!(size_of::<Block>() == 16 && size_of::<Option<Block>>() == 16);
+const _: () = assert!(size_of::<Block>() == 2 * size_of::<usize>() && size_of::<Option<Block>>() == size_of::<Block>());
 
 // SAFETY: a block owns its bytes; the header is immutable and its `Arc<Shared>` is usable from every thread.
 unsafe impl Send for Block {}

@@ -53,7 +53,8 @@ pub struct PoolConfig {
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self { ceiling_bytes: 512 * 1024 * 1024, cache: 64, memory: &HEAP, clock: no_clock }
+        // A VPN extension of a phone may use some 50 MB in all (iOS); a third of it is for everything else.
+        Self { ceiling_bytes: 32 * 1024 * 1024, cache: 64, memory: &HEAP, clock: no_clock }
     }
 }
 

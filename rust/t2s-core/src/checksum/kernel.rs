@@ -85,15 +85,13 @@ impl Kernel {
     /// All kernels that this CPU can run, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        let mut kernels = vec![Self::SCALAR, Self::SWAR];
         #[cfg(target_arch = "x86_64")]
-        {
-            kernels.extend(Avx2::new().map(|kernel| Self(Inner::Avx2(kernel))));
-            kernels.extend(Avx512::new().map(|kernel| Self(Inner::Avx512(kernel))));
-        }
+        let vectors = [Avx2::new().map(Inner::Avx2), Avx512::new().map(Inner::Avx512)];
         #[cfg(target_arch = "aarch64")]
-        kernels.extend(Neon::new().map(|kernel| Self(Inner::Neon(kernel))));
-        kernels
+        let vectors = [Neon::new().map(Inner::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let vectors = [None];
+        [Self::SCALAR, Self::SWAR].into_iter().chain(vectors.into_iter().flatten().map(Self)).collect()
     }
 
     /// Adds `data`, which starts at an even offset, to a partial sum.

@@ -16,7 +16,7 @@ use core::net::IpAddr;
 use ahash::RandomState;
 
 use crate::buf::{Buf, PoolCache};
-use crate::config::{FragmentLimits, ReassemblyMode};
+use crate::config::{FragmentLimits, Reassembly};
 use crate::index::Index;
 use crate::lru::LruList;
 use crate::stats::{DropCounts, DropReason};
@@ -123,12 +123,12 @@ pub struct FragmentReassembler {
 }
 
 impl FragmentReassembler {
-    /// An empty table, hashed under `hash_key`. With [`ReassemblyMode::Unbounded`] only age is limited.
-    pub fn new(limits: FragmentLimits, mode: ReassemblyMode, hash_key: [u64; 4]) -> Self {
+    /// An empty table, hashed under `hash_key`. With [`Reassembly::Unbounded`] only age is limited.
+    pub fn new(limits: FragmentLimits, mode: Reassembly, hash_key: [u64; 4]) -> Self {
         let [a, b, c, d] = hash_key;
         Self {
             limits,
-            bounded: mode == ReassemblyMode::Bounded,
+            bounded: mode == Reassembly::Bounded,
             hasher: RandomState::with_seeds(a, b, c, d),
             by_key: Index::with_room(0),
             datagrams: Vec::new(),

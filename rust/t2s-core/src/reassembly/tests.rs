@@ -23,7 +23,7 @@ struct Bench {
     budget: Budget,
     queue: StreamReassembler,
     limits: StreamLimits,
-    mode: ReassemblyMode,
+    mode: Reassembly,
     isn: SeqNumber,
     next: u32,
 }
@@ -35,7 +35,7 @@ impl Bench {
             budget: Budget::new(limits.total_bytes),
             queue: StreamReassembler::new(),
             limits,
-            mode: ReassemblyMode::Bounded,
+            mode: Reassembly::Bounded,
             isn: SeqNumber(isn),
             next: 0,
         }
@@ -92,7 +92,7 @@ impl Bench {
             assert!(runs.contains(block), "{block:?} is not a run of {runs:?}");
             assert!(!blocks[..index].contains(block), "{block:?} twice");
         }
-        if self.mode == ReassemblyMode::Bounded {
+        if self.mode == Reassembly::Bounded {
             assert!(self.queue.held_bytes() <= self.limits.flow_bytes);
             assert!(self.queue.segments() <= usize::from(self.limits.flow_segments));
             assert!(self.budget.used() <= self.budget.limit());
@@ -198,7 +198,7 @@ fn caps_refuse_and_change_nothing() {
 #[test]
 fn unbounded_ignores_caps() {
     let mut bench = Bench::new(0, StreamLimits { flow_bytes: 1, flow_segments: 1, total_bytes: 1 });
-    bench.mode = ReassemblyMode::Unbounded;
+    bench.mode = Reassembly::Unbounded;
     for at in 1..100 {
         assert_eq!(stored(&bench.insert(at * 10, &stream(at * 10, 5))), Some(5));
     }
@@ -236,7 +236,7 @@ fn near_the_budget_flows_shrink_and_shed_from_the_top() {
         loop {
             let data = buf(&mut pool, &[1; 1400]);
             let seq = next + 10 + count * 1400;
-            match queue.insert(next, seq, data, &limits, ReassemblyMode::Bounded, budget) {
+            match queue.insert(next, seq, data, &limits, Reassembly::Bounded, budget) {
                 Insert::Stored { .. } => count += 1,
                 Insert::Duplicate(_) => panic!("all is new"),
                 Insert::Refused(..) => return count,
@@ -251,7 +251,7 @@ fn near_the_budget_flows_shrink_and_shed_from_the_top() {
     // The first flow is now above its shrunken share: it gives from the top until it is within.
     let end = first.end();
     let mut shed = 0;
-    while let Some(data) = first.shed(&limits, ReassemblyMode::Bounded, &mut budget) {
+    while let Some(data) = first.shed(&limits, Reassembly::Bounded, &mut budget) {
         assert_eq!(data.len(), 1400);
         shed += 1;
     }

@@ -4,6 +4,7 @@ use core::fmt;
 use core::net::SocketAddr;
 
 use crate::buf::Buf;
+use crate::named::named;
 use crate::stats::{DropCounts, StageTimes};
 use crate::tcp::{self, State, TcpStats};
 use crate::wire::virtio::VirtioNetHdr;
@@ -133,21 +134,22 @@ impl CloseReason {
     }
 }
 
-/// What the upstream said instead of "connected", and so what the client is told (the wire's truth).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Connection refused: RST (SOCKS5 reply 05).
-    Refused,
-    /// Host unreachable: ICMP (SOCKS5 reply 04).
-    HostUnreachable,
-    /// Network unreachable: ICMP (SOCKS5 reply 03).
-    NetUnreachable,
-    /// Not allowed by the rule set: ICMP administratively prohibited (SOCKS5 reply 02).
-    Prohibited,
-    /// No answer: silence.
-    Timeout,
-    /// Any other failure: RST.
-    Failed,
+named! {
+    /// What the upstream said instead of "connected", and so what the client is told (the wire's truth).
+    Refusal is a "refusal" {
+        /// Connection refused: RST (SOCKS5 reply 05).
+        Refused = "refused",
+        /// Host unreachable: ICMP (SOCKS5 reply 04).
+        HostUnreachable = "host_unreachable",
+        /// Network unreachable: ICMP (SOCKS5 reply 03).
+        NetUnreachable = "net_unreachable",
+        /// Not allowed by the rule set: ICMP administratively prohibited (SOCKS5 reply 02).
+        Prohibited = "prohibited",
+        /// No answer: silence.
+        Timeout = "timeout",
+        /// Any other failure: RST.
+        Failed = "failed",
+    }
 }
 
 /// What the driver is asked to do.

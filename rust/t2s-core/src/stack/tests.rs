@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::buf::{Buf, Pool, PoolConfig};
-use crate::config::{AcceptMode, DnsCheck, Offload};
+use crate::config::{DnsCheck, Offload, SynAck};
 use crate::stats::DropReason;
 use crate::time::{MILLIS, SECONDS};
 use crate::wire::icmp::{Echo, Icmp, IcmpError, emit_echo};
@@ -290,7 +290,7 @@ fn a_timeout_of_the_upstream_is_silence() {
 
 #[test]
 fn early_accept_answers_at_once() {
-    let mut bench = Bench::new(|config| config.tcp.accept = AcceptMode::Early);
+    let mut bench = Bench::new(|config| config.tcp.syn_ack = SynAck::Immediate);
     let mut peer = Client::new(CLIENT, SERVER);
     bench.feed(&peer.syn());
     let (segment, _) = bench.one_segment();

@@ -1,11 +1,11 @@
 //! From SYN to established: options, the SYN-ACK (at once or after the upstream's answer), and refusal.
 //!
-//! In `AcceptMode::Deferred` a flow starts in [`State::SynPending`]: the client's SYN retransmissions are swallowed
-//! until [`Tcb::connected`] or [`Tcb::refused`]. In `AcceptMode::Early` the SYN-ACK is owed at once, bytes of the client
+//! In `SynAck::AfterConnect` a flow starts in [`State::SynPending`]: the client's SYN retransmissions are swallowed
+//! until [`Tcb::connected`] or [`Tcb::refused`]. In `SynAck::Immediate` the SYN-ACK is owed at once, bytes of the client
 //! are queued while the upstream is being dialled, and a refusal resets an established connection.
 
 use super::{CloseReason, Ctx, Events, Recovery, State, Tcb, facts, owed};
-use crate::config::{AcceptMode, TcpConfig};
+use crate::config::{SynAck, TcpConfig};
 use crate::stats::DropReason;
 use crate::time::Instant;
 use crate::wire::tcp::{Flags, SeqNumber, Tcp, WINDOW_SCALE_MAX};
@@ -119,7 +119,7 @@ impl Tcb {
             #[cfg(test)]
             forced_slow: false,
         };
-        if ctx.config.accept == AcceptMode::Early {
+        if ctx.config.syn_ack == SynAck::Immediate {
             tcb.answer_syn();
         }
         tcb

@@ -4,7 +4,7 @@
 //! only while the window was what held the sender back, so an idle or chatty flow does not collect credit. `HyStart` is
 //! left out: the path to a tunnel's client is one hop in the same machine.
 
-use crate::config::Congestion;
+use crate::config::CongestionControl;
 use crate::time::Instant;
 
 /// Largest window, bytes: more than any window that can be advertised (RFC 7323, section 2.3).
@@ -48,10 +48,10 @@ struct Cubic {
 
 impl Controller {
     /// The initial window of RFC 6928.
-    pub(super) fn new(kind: Congestion, mss: u32) -> Self {
+    pub(super) fn new(kind: CongestionControl, mss: u32) -> Self {
         let algorithm = match kind {
-            Congestion::NewReno => Algorithm::NewReno { acked: 0 },
-            Congestion::Cubic => {
+            CongestionControl::NewReno => Algorithm::NewReno { acked: 0 },
+            CongestionControl::Cubic => {
                 Algorithm::Cubic(Cubic { epoch: Instant::FAR, w_max: 0.0, k: 0.0, w_est: 0.0, remainder: 0.0 })
             }
         };
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn newreno_halves_and_adds_one_segment_a_round() {
-        let mut reno = Controller::new(Congestion::NewReno, MSS);
+        let mut reno = Controller::new(CongestionControl::NewReno, MSS);
         assert_eq!(reno.window(), 10 * MSS);
         rounds(&mut reno, 3, 0);
         assert_eq!(reno.window(), 80 * MSS, "slow start doubles");
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn cubic_keeps_seven_tenths_and_returns_to_its_maximum() {
-        let mut cubic = Controller::new(Congestion::Cubic, MSS);
+        let mut cubic = Controller::new(CongestionControl::Cubic, MSS);
         rounds(&mut cubic, 4, 0);
         let before = cubic.window();
         cubic.on_loss(before, MSS);
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn does_not_grow_unless_limited() {
-        for kind in [Congestion::NewReno, Congestion::Cubic] {
+        for kind in [CongestionControl::NewReno, CongestionControl::Cubic] {
             let mut controller = Controller::new(kind, MSS);
             for _ in 0..1_000 {
                 controller.on_ack(MSS, MSS, false, Instant::ZERO, 100);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn windows_stay_in_bounds() {
-        for kind in [Congestion::NewReno, Congestion::Cubic] {
+        for kind in [CongestionControl::NewReno, CongestionControl::Cubic] {
             let mut controller = Controller::new(kind, 65_000);
             for step in 0..100_000_u64 {
                 controller.on_ack(u32::MAX, 65_000, true, Instant::from_millis(step * 1_000), 60_000_000);

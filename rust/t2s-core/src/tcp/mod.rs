@@ -50,7 +50,7 @@ mod tests;
 mod timer;
 
 use crate::buf::PoolCache;
-use crate::config::{ReassemblyMode, StreamLimits, TcpConfig};
+use crate::config::{Reassembly, StreamLimits, TcpConfig};
 use crate::reassembly::{Budget, StreamReassembler};
 use crate::stats::DropCounts;
 use crate::time::Instant;
@@ -114,7 +114,7 @@ pub struct Ctx<'a> {
     /// Bounds of out-of-order data.
     pub stream: &'a StreamLimits,
     /// Whether those bounds hold.
-    pub mode: ReassemblyMode,
+    pub mode: Reassembly,
     /// Where buffers come from and go back to.
     pub pool: &'a mut PoolCache,
     /// Out-of-order bytes over all flows of the worker.

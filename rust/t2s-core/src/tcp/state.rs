@@ -29,11 +29,6 @@ pub enum State {
 }
 
 impl State {
-    /// Whether the handshake is over and the connection not (RFC 9293: the synchronized states).
-    pub const fn is_synchronized(self) -> bool {
-        !matches!(self, Self::SynPending | Self::SynReceived | Self::Closed)
-    }
-
     /// Whether the client may still send new bytes.
     pub const fn may_receive(self) -> bool {
         matches!(self, Self::SynReceived | Self::Established | Self::FinWait1 | Self::FinWait2)

@@ -7,7 +7,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use t2s_core::buf::{HEAP, Pool, PoolConfig};
 use t2s_core::checksum::Kernel;
-use t2s_core::config::{AcceptMode, Config, Congestion, DnsCheck, FragmentLimits, ReassemblyMode, StreamLimits};
+use t2s_core::config::{Config, CongestionControl, DnsCheck, FragmentLimits, Reassembly, StreamLimits, SynAck};
 use t2s_core::fragment;
 use t2s_core::stack::{EVICT_SLACK, FlowId, Packet, Refusal, Request, Stack, StackStats};
 use t2s_core::time::{Instant, MILLIS, SECONDS, no_clock};
@@ -79,7 +79,7 @@ impl Driver {
         let pick = |bit: u8| shape & (1 << bit) != 0;
         let mut config = Config {
             mtu: if pick(0) { 1280 } else { 1500 },
-            reassembly: if pick(1) { ReassemblyMode::Unbounded } else { ReassemblyMode::Bounded },
+            reassembly: if pick(1) { Reassembly::Unbounded } else { Reassembly::Bounded },
             dns: if pick(2) { DnsCheck::Strict } else { DnsCheck::Off },
             stream: StreamLimits { flow_bytes: 8192, flow_segments: 8, total_bytes: 32 * 1024 },
             fragment: FragmentLimits { total_bytes: 32 * 1024, datagrams: 4, fragments: 8, age: 5 * SECONDS },
@@ -89,8 +89,8 @@ impl Driver {
             buffer_budget: 512 * 1024,
             ..Config::default()
         };
-        config.tcp.accept = if pick(3) { AcceptMode::Early } else { AcceptMode::Deferred };
-        config.tcp.congestion = if pick(4) { Congestion::NewReno } else { Congestion::Cubic };
+        config.tcp.syn_ack = if pick(3) { SynAck::Immediate } else { SynAck::AfterConnect };
+        config.tcp.congestion = if pick(4) { CongestionControl::NewReno } else { CongestionControl::Cubic };
         config.tcp.keepalive_idle = if pick(5) { 10 * SECONDS } else { 0 };
         config.offload.tso = pick(6);
         config.offload.tx_checksum = pick(6);
@@ -354,7 +354,7 @@ impl Driver {
         let most = u64::from(config.max_tcp_flows) + EVICT_SLACK as u64;
         assert!(stats.flows <= most, "{} flows", stats.flows);
         assert!(stats.sessions <= u64::from(config.max_udp_sessions), "{} sessions", stats.sessions);
-        if config.reassembly == ReassemblyMode::Bounded {
+        if config.reassembly == Reassembly::Bounded {
             assert!(stats.reassembly_bytes_peak <= config.stream.total_bytes, "stream reassembly");
             assert!(stats.fragment_bytes_peak <= config.fragment.total_bytes, "fragment reassembly");
         }

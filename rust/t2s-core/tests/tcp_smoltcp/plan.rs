@@ -1,6 +1,6 @@
 //! What a run is drawn from: one seed gives sizes, options, the link, the paces and the ending.
 
-use t2s_core::config::{AcceptMode, Congestion, TcpConfig};
+use t2s_core::config::{CongestionControl, SynAck, TcpConfig};
 use t2s_core::time::{MICROS, MILLIS, SECONDS};
 
 /// `SplitMix64` (Steele, Lea, Flood 2014).
@@ -106,8 +106,8 @@ impl Plan {
         };
         let recv_window_min = if tiny { rng.range(100, 3_000) as u32 } else { rng.pick(&[4_000, 65_536, 131_072]) };
         let config = TcpConfig {
-            accept: rng.pick(&[AcceptMode::Deferred, AcceptMode::Early]),
-            congestion: rng.pick(&[Congestion::Cubic, Congestion::NewReno]),
+            syn_ack: rng.pick(&[SynAck::AfterConnect, SynAck::Immediate]),
+            congestion: rng.pick(&[CongestionControl::Cubic, CongestionControl::NewReno]),
             recv_window_min,
             recv_window_max: recv_window_min.max(rng.pick(&[5_000, 65_535, 1_000_000, 4_194_304])),
             send_buffer_min: rng.pick(&[2_000, 16_384, 131_072]),

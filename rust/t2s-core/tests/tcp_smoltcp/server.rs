@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use t2s_core::buf::{Pool, PoolCache, PoolConfig};
 use t2s_core::checksum::Kernel;
-use t2s_core::config::{ReassemblyMode, StreamLimits};
+use t2s_core::config::{Reassembly, StreamLimits};
 use t2s_core::reassembly::Budget;
 use t2s_core::stats::DropCounts;
 use t2s_core::tcp::{BufferBudget, CloseReason, Ctx, Events, OutSegment, Refusal, SegmentLimits, Tcb, TcpStats};
@@ -50,7 +50,7 @@ macro_rules! ctx {
             now: Instant::from_nanos($now),
             config: &$plan.config,
             stream: &$server.stream,
-            mode: ReassemblyMode::Bounded,
+            mode: Reassembly::Bounded,
             pool: &mut $server.cache,
             budget: &mut $server.budget,
             memory: &mut $server.memory,

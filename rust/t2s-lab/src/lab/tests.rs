@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::*;
-use crate::spec::Reassembly;
 use crate::spec::tests::phase;
+use t2s_core::config::Reassembly;
 
 fn run_phase(spec: &PhaseSpec) -> Value {
     let lab = Lab::new(&serde_json::to_string(spec).unwrap()).unwrap();

@@ -23,7 +23,8 @@ use crate::result::{
     CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
     StageResult,
 };
-use crate::spec::{Phase, Reassembly, Settings, SpecError};
+use crate::spec::{Phase, Settings, SpecError};
+use t2s_core::config::Reassembly;
 use t2s_sys::clock::thread_cpu_nanos;
 use t2s_sys::memory::MAPPED;
 

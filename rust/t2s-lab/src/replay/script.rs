@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use t2s_core::buf::{Pool, PoolCache, PoolConfig};
-use t2s_core::config::{Config, ReassemblyMode};
+use t2s_core::config::{Config, Reassembly};
 use t2s_core::fragment::{FragmentReassembler, Outcome};
 use t2s_core::time::Instant;
 use t2s_core::wire::icmp::{Icmp, IcmpError};
@@ -98,7 +98,7 @@ impl Script {
             open: BTreeMap::new(),
             fragments: FragmentReassembler::new(
                 Config::default().fragment,
-                ReassemblyMode::Bounded,
+                Reassembly::Bounded,
                 Config::default().secrets.flow_hash,
             ),
             pool: pool.cache(),

@@ -7,7 +7,7 @@ use pcap_file::DataLink;
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use t2s_core::buf::{Pool, PoolConfig};
 use t2s_core::checksum::Kernel;
-use t2s_core::config::Config;
+use t2s_core::config::{Config, Secrets};
 use t2s_core::stack::CloseReason;
 use t2s_core::wire::ip::IpRepr;
 use t2s_core::wire::tcp::{Flags, Options, SeqNumber, TcpRepr};
@@ -78,7 +78,11 @@ fn capture(packets: &[Vec<u8>]) -> Capture {
 
 fn run(capture: &Capture) -> Replay {
     let pool = Pool::new(PoolConfig::default());
-    let options = ReplayOptions { config: Config::default(), pace: Pace::Max, keep: true };
+    let options = ReplayOptions {
+        config: Config { secrets: Secrets::fixed(1), ..Config::default() },
+        pace: Pace::Max,
+        keep: true,
+    };
     let replay = replay(capture, &options, &pool, &mut Silent);
     assert_eq!((replay.corrupt, replay.live_bytes), (0, 0));
     replay

@@ -71,7 +71,7 @@ impl Bench {
         Self {
             pool,
             cache,
-            table: FragmentReassembler::new(limits, ReassemblyMode::Bounded, KEY),
+            table: FragmentReassembler::new(limits, Reassembly::Bounded, KEY),
             now: Instant::from_millis(5),
         }
     }
@@ -302,7 +302,7 @@ fn unbounded_ignores_caps() {
     let repr = repr(false, 17, 0);
     let mut bench = Bench::new(LIMITS);
     let tight = FragmentLimits { total_bytes: 1, datagrams: 0, fragments: 1, age: SECONDS };
-    let mut table = FragmentReassembler::new(tight, ReassemblyMode::Unbounded, KEY);
+    let mut table = FragmentReassembler::new(tight, Reassembly::Unbounded, KEY);
     for index in 0..100 {
         let packet = part(&repr, 1, index * 16, true, &payload(8));
         let buf = bench.cache.alloc_copy(&packet, 0).expect("the pool is large");

@@ -43,12 +43,12 @@ fn a_silent_client_does_not_hold_a_half_open_flow() {
 #[test]
 fn refusals_look_as_asked() {
     for (mode, how, segments) in [
-        (AcceptMode::Deferred, Refusal::Reset, 1),
-        (AcceptMode::Deferred, Refusal::Silent, 0),
-        (AcceptMode::Early, Refusal::Silent, 1),
+        (SynAck::AfterConnect, Refusal::Reset, 1),
+        (SynAck::AfterConnect, Refusal::Silent, 0),
+        (SynAck::Immediate, Refusal::Silent, 1),
     ] {
-        let mut bench = Bench::new(TcpConfig { accept: mode, ..TcpConfig::default() }, Options::NONE);
-        if mode == AcceptMode::Early {
+        let mut bench = Bench::new(TcpConfig { syn_ack: mode, ..TcpConfig::default() }, Options::NONE);
+        if mode == SynAck::Immediate {
             assert!(bench.poll(&LIMITS).is_some_and(|segment| segment.repr.flags.syn()));
         }
         let _ = bench.events();
@@ -58,7 +58,7 @@ fn refusals_look_as_asked() {
         if let Some(reset) = out.first() {
             assert_eq!(reset.repr.flags, Flags::RST | Flags::ACK);
             assert_eq!(reset.repr.ack, IRS + 1);
-            let seq = if mode == AcceptMode::Early { ISS + 1 } else { SeqNumber(0) };
+            let seq = if mode == SynAck::Immediate { ISS + 1 } else { SeqNumber(0) };
             assert_eq!(reset.repr.seq, seq, "RFC 9293, section 3.10.7.1");
         }
         assert_eq!(bench.events(), Events::CLOSED, "the upstream knows already");

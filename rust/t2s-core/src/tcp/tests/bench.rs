@@ -24,7 +24,7 @@ macro_rules! with {
             now: $bench.now,
             config: &$bench.config,
             stream: &$bench.stream,
-            mode: ReassemblyMode::Bounded,
+            mode: Reassembly::Bounded,
             pool: &mut $bench.cache,
             budget: &mut $bench.budget,
             memory: &mut $bench.memory,
@@ -38,7 +38,7 @@ macro_rules! with {
 }
 
 impl Bench {
-    /// A flow in `SynPending` or, with `AcceptMode::Early`, `SynReceived`.
+    /// A flow in `SynPending` or, with `SynAck::Immediate`, `SynReceived`.
     pub(super) fn new(config: TcpConfig, options: Options) -> Self {
         let pool = Pool::new(PoolConfig::default());
         let cache = pool.cache();
@@ -62,7 +62,7 @@ impl Bench {
                 now: bench.now,
                 config: &bench.config,
                 stream: &bench.stream,
-                mode: ReassemblyMode::Bounded,
+                mode: Reassembly::Bounded,
                 pool: &mut bench.cache,
                 budget: &mut bench.budget,
                 memory: &mut bench.memory,

@@ -19,7 +19,7 @@ use bench::Bench;
 
 use super::*;
 use crate::buf::{Pool, PoolConfig};
-use crate::config::AcceptMode;
+use crate::config::SynAck;
 use crate::stats::DropReason;
 use crate::time::{MILLIS, SECONDS};
 use crate::wire::tcp::{Flags, Options, SackBlocks, Tcp};

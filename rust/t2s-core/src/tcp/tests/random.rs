@@ -122,7 +122,7 @@ fn lead_to(state: State, modern: bool) -> Bench {
         return Bench::new(config, Options::NONE);
     }
     if state == State::SynReceived {
-        let mut bench = Bench::new(TcpConfig { accept: AcceptMode::Early, ..config }, Options::NONE);
+        let mut bench = Bench::new(TcpConfig { syn_ack: SynAck::Immediate, ..config }, Options::NONE);
         bench.drain(&LIMITS);
         return bench;
     }
