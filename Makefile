@@ -46,6 +46,7 @@ test: $(VENV)/tools lint rust-test python-test  ## all of it: format, lints, car
 lint: $(VENV)/tools build  ## formatting, clippy, ruff, layers, mypy, and the stub against the extension
 	cargo fmt --all --check
 	$(BIN)/python packaging/check_layers.py
+	packaging/check_targets.sh
 	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,6 +56,7 @@ lint: $(VENV)/tools build  ## formatting, clippy, ruff, layers, mypy, and the st
 
 rust-test:  ## cargo test
 	cargo test --workspace --locked --quiet
+	cargo run --package t2s-core --example echo --locked --quiet >/dev/null
 
 python-test: $(VENV)/tools build  ## pytest against the release extension
 	@packaging/test_peers.sh

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from t2s._core import Lab
 from t2s.lab import analysis, formatting
 from t2s.lab.columns import COLUMNS
 from t2s.lab.formatting import UNKNOWN, count, share, short, size, table, time
@@ -484,9 +485,9 @@ t2s bench {shlex.quote(file)} --soak-seconds {FULL_SOAK_SECONDS} --out results-2
 ```"""
 
 
-WORDS = """## Words
+WORDS = f"""## Terminology
 Intended: what the scenario asked for, packets/s; where back-pressure is the point, what the peer's window allows. \
-Offered: what the generator really sent; below 0.99 of intended a round is invalid, not slow. Forwarded: packets whose \
+Offered: what the generator really sent; below {Lab.OFFERED_RATIO_MIN} of intended a round is invalid, not slow. Forwarded: packets whose \
 effect reached the other side. Lost: offered less forwarded after drain. Effect: the core has done all that it can \
-with the packet. Latency: from due time to effect. Service: from dequeue to effect. Goodput: payload bytes forwarded, \
-and as a share of those offered. Event loop iteration: from wake to next wait."""
+with the packet. Latency: from due time to effect. Service time: from dequeue to effect. Goodput: payload bytes forwarded, \
+and as a ratio of those offered. Event loop iteration: from wake to next wait."""

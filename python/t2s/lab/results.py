@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
+from t2s._core import Lab
 from t2s.lab.columns import COLUMNS, Value, metrics, over_rounds
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from t2s.lab.scenario import PhaseName, ScenarioFile, StepName
 
 Row = dict[str, Any]
-
-OFFERED_LEAST = 0.99
-"""Offered below this share of intended makes a run invalid: the generator, not the core, was too slow."""
 
 KEPT_SECONDS = 10.0
 """Measured time from which a load phase that was ended early is kept: ten 1 s windows of CPU, as "sustained" asks."""
@@ -79,7 +77,7 @@ class PhaseResult:
         if told and not self._is_kept():
             return str(told)
         intended, offered = self.tree.get("intended") or 0, self.tree.get("offered") or 0
-        if self.spec.get("phase") == "load" and intended and offered < OFFERED_LEAST * intended:
+        if self.spec.get("phase") == "load" and intended and offered < Lab.OFFERED_RATIO_MIN * intended:
             return f"the generator offered {offered / intended:.1%} of what was intended"
         return None
 

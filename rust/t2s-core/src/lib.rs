@@ -5,6 +5,10 @@
 //! caller fixes them; then the same input gives the same output. Dependencies between modules run one way:
 //! `checksum, config, stats, time → wire, buf → fragment, reassembly, flow, timer, tcp, udp, icmp, dns, socks5 → stack`.
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod buf;
 pub mod checksum;
 pub mod config;

@@ -20,8 +20,8 @@ use crate::spec::{Phase, PhaseSpec};
 use crate::worker::{Report, Snapshot};
 use t2s_core::config::Reassembly;
 
-/// Smallest share of the intended packets that must have been sent in the load phase.
-const OFFERED_SHARE: f64 = 0.99;
+/// Offered below this part of intended makes a load phase invalid: the generator, not the core, was too slow.
+pub const OFFERED_RATIO_MIN: f64 = 0.99;
 
 /// Alarms in a result.
 const ALARMS: usize = 256;
@@ -160,7 +160,7 @@ fn invalid(phase: Phase, intended: u64, offered: u64, corrupt: u64) -> Option<St
     if corrupt > 0 {
         return Some(format!("{corrupt} packets or slices were not what their sender sent: the core has a bug"));
     }
-    if phase == Phase::Load && (offered as f64) < OFFERED_SHARE * intended as f64 {
+    if phase == Phase::Load && (offered as f64) < OFFERED_RATIO_MIN * intended as f64 {
         return Some(format!(
             "the generator sent {offered} of {intended} packets ({:.1} %): the device was full or the machine was busy",
             100.0 * offered as f64 / intended as f64

@@ -23,6 +23,10 @@ pub(crate) struct Lab(t2s_lab::lab::Lab);
 
 #[pymethods]
 impl Lab {
+    /// Offered below this part of intended makes a load phase invalid.
+    #[classattr]
+    const OFFERED_RATIO_MIN: f64 = t2s_lab::summary::OFFERED_RATIO_MIN;
+
     #[new]
     fn new(spec: &str) -> PyResult<Self> {
         t2s_lab::lab::Lab::new(spec).map(Self).or_raise()

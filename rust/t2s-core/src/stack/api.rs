@@ -59,6 +59,7 @@ impl fmt::Debug for FlowId {
 
 /// Why a flow has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// Both sides finished.
     Finished,
@@ -152,7 +153,7 @@ named! {
     }
 }
 
-/// What the driver is asked to do.
+/// What the driver is asked to do. Exhaustive on purpose: a request that a driver does not know would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// A client wants to reach `target`; answer with `connected` or `refused`.
@@ -244,6 +245,7 @@ impl<'a> Transmit<'a> {
 
 /// One TCP flow, for people.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct FlowInfo {
     /// Its id.
     pub id: FlowId,
@@ -263,6 +265,7 @@ pub struct FlowInfo {
 
 /// Counters of one stack; one thread writes them, anyone may read a copy.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct StackStats {
     /// IP packets taken from the device.
     pub packets_in: u64,
