@@ -32,7 +32,7 @@ SECTIONS = [
     "Smallest visible effect",
     "Android profiling commands (to run on real device)",
     "Full 24h soak command",
-    "Words",
+    "Terminology",
 ]
 THRESHOLDS = (
     "| Scenario | CPU>85% sustained | RSS growth >1%/h | p99 >2x baseline | Goodput <90% baseline | "
