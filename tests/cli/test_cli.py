@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -45,7 +46,9 @@ def t2s(monkeypatch):
     """Run the command line on a stand-in for the compiled lab."""
 
     def run(*arguments, change=None, lab=None):
-        monkeypatch.setattr(runner._core, "Lab", lab or fake_labs(change))
+        monkeypatch.setattr(
+            runner, "_core", SimpleNamespace(Lab=lab or fake_labs(change), Histogram=runner._core.Histogram)
+        )
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     return run

@@ -4,16 +4,20 @@ import functools
 import inspect
 import subprocess
 import sys
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from t2s.cli import tunnel
+from t2s import TunnelConfig
+from t2s.cli import exec as exec_
+from t2s.cli import lab, tunnel
 from t2s.cli.flags import parse
+from t2s.tunnel.settings import SHUTDOWN_TIMEOUT_S
 
 
 def typers(words):
@@ -115,3 +119,36 @@ print(sorted(heavy & set(sys.modules)), len(sys.modules) < 250)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "[] True"
+
+
+def options(command):
+    """Yield the flags of a command: parameter and help."""
+    for key, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        option = get_args(parameter.annotation)[1]
+        if isinstance(option, OptionInfo):
+            yield key, option.help
+
+
+COMMANDS = [tunnel.run, tunnel.proxy, exec_.execute, lab.bench, lab.ablate]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
+def test_help_says_what_and_the_default_in_one_line(command):
+    found = dict(options(command))
+    assert found
+    for key, text in found.items():
+        assert text.endswith("."), key
+        assert len(text) <= 90, key
+        assert "default: " in text or key == "listen", key
+
+
+def test_defaults_in_the_help_are_the_tunnels_own():
+    words = {True: {"yes", "up"}, False: {"no"}}
+    stated = {key: text.rsplit("default: ", 1)[1].removesuffix(".") for key, text in options(tunnel.run)}
+    checked = 0
+    for key, value in TunnelConfig.defaults().items():
+        if key in stated and value not in {None, ""}:
+            assert stated[key] in words.get(value, set()) | {str(value)}, key
+            checked += 1
+    assert checked > 20, "the walk found the defaults"
+    assert stated["shutdown_timeout"] == f"{SHUTDOWN_TIMEOUT_S:g}"

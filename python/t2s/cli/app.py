@@ -16,7 +16,7 @@ from t2s.cli.exit_codes import INTERRUPTED
 from t2s.cli.flags import parse
 
 app = typer.Typer(
-    help="A tun2socks that is measured.",
+    help="Route traffic through a SOCKS5 proxy, and measure the packet path that does it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -30,19 +30,27 @@ def register(app: typer.Typer) -> None:
 
 def execute(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="The command, after --.")],
-    proxy: Annotated[str | None, typer.Option(help="As for `t2s run`.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file, as for `t2s run`.")] = None,
-    credentials_file: Annotated[str | None, typer.Option(help="A file whose first line is user:password.")] = None,
-    mtu: Annotated[int | None, typer.Option(help="MTU; 8500 with offload, 1500 without.")] = None,
-    fwmark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="socks5://…, http://… or direct://; default: T2S_PROXY.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file, as for `t2s run`; default: none.")] = None,
+    credentials_file: Annotated[
+        str | None, typer.Option(help="File whose first line is user:password; default: none.")
+    ] = None,
+    mtu: Annotated[
+        int | None, typer.Option(help="MTU of the interface, bytes; default: 8500 with offload, 1500 without.")
+    ] = None,
+    fwmark: Annotated[
+        int | None, typer.Option(help="Firewall mark of sockets towards the proxy; default: none.")
+    ] = None,
     dns: Annotated[
         str | None,
-        typer.Option(
-            help="As for `t2s run`; fake-ip where none is set, over-tcp with --dns-server or without a proxy."
-        ),
+        typer.Option(help="direct, over-tcp or fake-ip; default: fake-ip, over-tcp with --dns-server or direct://."),
     ] = None,
-    dns_server: Annotated[str | None, typer.Option(help="Resolver that the command asks, through the proxy.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug; warn by default.")] = None,
+    dns_server: Annotated[
+        str | None, typer.Option(help="Resolver that the command asks through the proxy; default: the tunnel answers.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="Lines: off, error, warn, info or debug; default: warn.")
+    ] = None,
 ) -> None:
     """Run one command whose only way out is the tunnel, without root where the kernel allows it."""
     given = {key: value for key, value in locals().items() if value is not None and key not in {"config", "command"}}
@@ -65,7 +73,7 @@ def execute(
 
 
 def down() -> None:
-    """End the tunnel that --auto-route has put up here, and remove what one that was killed has left."""
+    """End the tunnel of --auto-route on this host, and remove what a killed one has left."""
     from t2s.tunnel import route_guard
 
     try:

@@ -39,21 +39,31 @@ class Driver(StrEnum):
     pcap = "pcap"
 
 
-FileArgument = Annotated[Path, typer.Argument(help="The scenario file; the packaged one where there is none.")]
+FileArgument = Annotated[Path, typer.Argument(help="Scenario file; the packaged one where there is none.")]
 OnlyOption = Annotated[
-    list[str] | None, typer.Option("--only", help="Run this scenario (and the baseline); repeatable.")
+    list[str] | None, typer.Option("--only", help="Scenario to run, with the baseline; repeatable; default: all.")
 ]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Shorter phases and fewer rounds, as the file says.")]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", help="Length of a load phase.")]
-RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Rounds.")]
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Worker threads.")]
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="Shorter phases and fewer rounds, as [quick] says; default: no.")
+]
+SecondsOption = Annotated[
+    float | None, typer.Option("--seconds", help="Length of a load phase, seconds; default: as the file says.")
+]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", help="Rounds a scenario; default: as the file says.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Worker threads; default: as the file says.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the file for this run; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a key of the file for this run; repeatable; default: none."
+    ),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Write report, JSON and tables here.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")]
-DriverOption = Annotated[Driver | None, typer.Option("--driver", help="Driver of scenarios that name none.")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder for report, JSON and tables; default: none.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables; default: no.")]
+DriverOption = Annotated[
+    Driver | None, typer.Option("--driver", help="Driver of scenarios that name none; default: as the file says.")
+]
 
 
 def bench(
@@ -63,7 +73,9 @@ def bench(
     seconds: SecondsOption = None,
     rounds: RoundsOption = None,
     workers: WorkersOption = None,
-    soak_seconds: Annotated[float | None, typer.Option("--soak-seconds", help="Length of the soak.")] = None,
+    soak_seconds: Annotated[
+        float | None, typer.Option("--soak-seconds", help="Length of the soak, seconds; default: as the file says.")
+    ] = None,
     driver: DriverOption = None,
     change: SetOption = None,
     out: OutOption = None,
@@ -133,7 +145,7 @@ def ablate(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="What `t2s bench --out DIR` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `t2s bench --out DIR` wrote.")],
     as_json: JsonOption = False,
 ) -> None:
     """Print the report of a run again, with its verdicts made anew from what was measured."""

@@ -40,82 +40,136 @@ def register(app: typer.Typer) -> None:
 def run(
     proxy: Annotated[
         str | None,
-        typer.Option(
-            help="socks5://[user[:password]@]host[:port], http://… or direct://. Credentials are better kept out of"
-            " the process list: in a file, or in T2S_USERNAME and T2S_PASSWORD."
-        ),
+        typer.Option(help="socks5://[user[:password]@]host[:port], http://… or direct://; default: T2S_PROXY."),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file whose keys are these flags.")] = None,
-    credentials_file: Annotated[str | None, typer.Option(help="A file whose first line is user:password.")] = None,
-    tun: Annotated[str | None, typer.Option(help="Name of the interface, or a pattern such as t2s%d.")] = None,
-    tun_fd: Annotated[int | None, typer.Option(help="A TUN descriptor that this process inherited.")] = None,
-    mtu: Annotated[int | None, typer.Option(help="MTU; 8500 with offload, 1500 without.")] = None,
-    queues: Annotated[int | None, typer.Option(help="Queues of the device, each with a thread.")] = None,
-    offload: Annotated[str | None, typer.Option(help="auto or off.")] = None,
-    up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up.")] = None,
-    user: Annotated[str | None, typer.Option(help="User to become once the device is open.")] = None,
-    fwmark: Annotated[int | None, typer.Option(help="Firewall mark of sockets towards the proxy.")] = None,
-    dns: Annotated[str | None, typer.Option(help="direct, over-tcp or fake-ip.")] = None,
-    fake_ip_v4: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
-    fake_ip_v6: Annotated[str | None, typer.Option(metavar="RANGE", help="Of made-up addresses, or off.")] = None,
-    dns_listen: Annotated[str | None, typer.Option(help="Where the tunnel is a name server; one or more, a,b.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file whose keys are these flags; default: none.")] = None,
+    credentials_file: Annotated[
+        str | None, typer.Option(help="File whose first line is user:password; default: none.")
+    ] = None,
+    tun: Annotated[
+        str | None, typer.Option(help="Interface name, or a pattern such as t2s%d; default: the kernel chooses.")
+    ] = None,
+    tun_fd: Annotated[
+        int | None, typer.Option(help="TUN descriptor that this process inherited; default: open one.")
+    ] = None,
+    mtu: Annotated[
+        int | None, typer.Option(help="MTU of the interface, bytes; default: 8500 with offload, 1500 without.")
+    ] = None,
+    queues: Annotated[
+        int | None, typer.Option(help="Queues of the device, each with a worker thread; default: 1.")
+    ] = None,
+    offload: Annotated[str | None, typer.Option(help="Offload of the device: auto or off; default: auto.")] = None,
+    up: Annotated[bool | None, typer.Option("--up/--no-up", help="Set the interface up; default: up.")] = None,
+    user: Annotated[str | None, typer.Option(help="User to become once the device is open; default: stay.")] = None,
+    fwmark: Annotated[
+        int | None, typer.Option(help="Firewall mark of sockets towards the proxy; default: none.")
+    ] = None,
+    dns: Annotated[
+        str | None, typer.Option(help="How DNS travels: direct, over-tcp or fake-ip; default: direct.")
+    ] = None,
+    fake_ip_v4: Annotated[
+        str | None, typer.Option(metavar="RANGE", help="Range of fake IPv4 addresses, or off; default: 198.18.0.0/15.")
+    ] = None,
+    fake_ip_v6: Annotated[
+        str | None, typer.Option(metavar="RANGE", help="Range of fake IPv6 addresses, or off; default: fc00::/18.")
+    ] = None,
+    dns_listen: Annotated[
+        str | None, typer.Option(help="Addresses a,b of its name server; default: none, or the first fake ones.")
+    ] = None,
     dns_hijack: Annotated[
-        bool | None, typer.Option("--dns-hijack/--no-dns-hijack", help="It is one at every address.")
+        bool | None,
+        typer.Option("--dns-hijack/--no-dns-hijack", help="Be the name server at every address; default: no."),
     ] = None,
-    dns_server: Annotated[str | None, typer.Option(help="For queries to it that it does not answer itself.")] = None,
+    dns_server: Annotated[
+        str | None, typer.Option(help="Resolver for queries that it does not answer itself; default: none.")
+    ] = None,
     syn_ack: Annotated[
-        str | None, typer.Option(help="When a SYN is answered: after-connect (the proxy has answered) or immediate.")
+        str | None, typer.Option(help="When a SYN is answered: after-connect or immediate; default: after-connect.")
     ] = None,
-    congestion: Annotated[str | None, typer.Option(help="cubic or newreno, towards clients.")] = None,
+    congestion: Annotated[
+        str | None, typer.Option(help="Congestion control to clients: cubic or newreno; default: cubic.")
+    ] = None,
     socks_pipelining: Annotated[
-        str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on, off.")
+        str | None, typer.Option(help="SOCKS5 handshake in one segment: auto, on or off; default: auto.")
     ] = None,
-    icmp_echo: Annotated[bool | None, typer.Option("--icmp-echo/--no-icmp-echo", help="Answer pings.")] = None,
-    max_tcp_flows: Annotated[int | None, typer.Option(help="TCP flows at once.")] = None,
-    max_pending_connects: Annotated[int | None, typer.Option(help="Flows that wait for the proxy at once.")] = None,
-    max_udp_sessions: Annotated[int | None, typer.Option(help="UDP sessions at once.")] = None,
-    connect_timeout: Annotated[int | None, typer.Option(help="For the proxy to answer a connect, seconds.")] = None,
-    preconnect: Annotated[int | None, typer.Option(help="Proxy connections kept ready in a rush; 0 none.")] = None,
-    tcp_idle_timeout: Annotated[int | None, typer.Option(help="TCP without traffic, seconds; 0 never.")] = None,
-    udp_idle_timeout: Annotated[int | None, typer.Option(help="UDP without traffic, seconds.")] = None,
-    memory_budget_mib: Annotated[int | None, typer.Option(help="Payload held in memory, MiB.")] = None,
-    checksum: Annotated[str | None, typer.Option(help="auto, scalar, swar, avx2, avx512 or neon.")] = None,
+    icmp_echo: Annotated[
+        bool | None, typer.Option("--icmp-echo/--no-icmp-echo", help="Answer ICMP echo requests; default: yes.")
+    ] = None,
+    max_tcp_flows: Annotated[int | None, typer.Option(help="TCP flows at once; default: 65536.")] = None,
+    max_pending_connects: Annotated[
+        int | None, typer.Option(help="TCP flows that wait for the proxy at once; default: 4096.")
+    ] = None,
+    max_udp_sessions: Annotated[int | None, typer.Option(help="UDP sessions at once; default: 16384.")] = None,
+    connect_timeout: Annotated[
+        int | None, typer.Option(help="Time for the proxy to answer a connect, seconds; default: 30.")
+    ] = None,
+    preconnect: Annotated[
+        int | None, typer.Option(help="Proxy connections a worker makes in advance; 0: none; default: 8.")
+    ] = None,
+    tcp_idle_timeout: Annotated[
+        int | None, typer.Option(help="TCP flow without traffic, seconds; 0: no limit; default: 7200.")
+    ] = None,
+    udp_idle_timeout: Annotated[
+        int | None, typer.Option(help="UDP session without traffic, seconds; default: 120.")
+    ] = None,
+    memory_budget_mib: Annotated[
+        int | None, typer.Option(help="Payload held for all flows, MiB; default: 256.")
+    ] = None,
+    checksum: Annotated[
+        str | None, typer.Option(help="Kernel: auto, scalar, swar, avx2, avx512 or neon; default: auto.")
+    ] = None,
     busy_poll_us: Annotated[
-        int | None, typer.Option(help="Poll so long before sleeping, microseconds; 0 never.")
+        int | None, typer.Option(help="Poll before sleeping, microseconds; 0: never; default: 75.")
     ] = None,
     loop_stall_ms: Annotated[
-        int | None, typer.Option(help="An iteration above this is a stall, milliseconds; 0 off.")
+        int | None, typer.Option(help="Iteration that counts as a stall, milliseconds; 0: none; default: 10.")
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
-    stats_interval: Annotated[float | None, typer.Option(metavar="SECONDS", help="Print counters this often.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="Lines: off, error, warn, info or debug; default: info.")
+    ] = None,
+    stats_interval: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Time between lines of counters, seconds; default: no lines."),
+    ] = None,
     stats_file: Annotated[
         str | None,
-        typer.Option(help="Keep all counters here as JSON, as often as --stats-interval says and at the end."),
+        typer.Option(help="File for all counters as JSON, at --stats-interval; default: none."),
     ] = None,
     shutdown_timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="For open flows after a signal.")
+        float | None, typer.Option(metavar="SECONDS", help="Time for open flows after a signal, seconds; default: 2.")
     ] = None,
     auto_route: Annotated[
-        bool | None, typer.Option("--auto-route/--no-auto-route", help="Lead all traffic of this host into the tunnel.")
+        bool | None,
+        typer.Option(
+            "--auto-route/--no-auto-route", help="Route all traffic of this host into the tunnel; default: no."
+        ),
     ] = None,
     route_exclude: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="With --auto-route: stays outside; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="CIDR", help="With --auto-route: network that stays outside; repeatable; default: none."),
     ] = None,
     address: Annotated[
-        list[str] | None, typer.Option(metavar="CIDR", help="With --auto-route: the device's; one of each family.")
+        list[str] | None,
+        typer.Option(
+            metavar="CIDR", help="With --auto-route: the device's address, one of a family; default: its own."
+        ),
     ] = None,
     families: Annotated[
-        str | None, typer.Option(help="With --auto-route: both, ipv4 or ipv6; the other one goes nowhere.")
+        str | None, typer.Option(help="With --auto-route: both, ipv4 or ipv6, the other blocked; default: both.")
     ] = None,
     force: Annotated[
-        bool | None, typer.Option("--force", help="With --auto-route: even if it cuts connections to this host.")
+        bool | None,
+        typer.Option("--force", help="With --auto-route: even if it cuts connections to this host; default: no."),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="[ADDRESS:]PORT", help="Serve Prometheus metrics; to this host alone without an address."),
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Serve Prometheus metrics there, on loopback without an address; default: no.",
+        ),
     ] = None,
 ) -> None:
-    """Carry what is sent into a TUN device through a proxy, until SIGINT or SIGTERM."""
+    """Carry the traffic of a TUN device through a SOCKS5 or HTTP proxy, until SIGINT or SIGTERM."""
     flags = {key: value for key, value in locals().items() if value is not None and key != "config"}
     from t2s.tunnel.api import Tunnel
     from t2s.tunnel.settings import load
@@ -146,13 +200,20 @@ def run(
 
 
 def proxy(
-    listen: Annotated[str, typer.Option(help="Address and port; port 0 lets the kernel choose.")] = "127.0.0.1:1080",
-    user: Annotated[str | None, typer.Option(help="User name that clients must give.")] = None,
+    listen: Annotated[
+        str, typer.Option(help="Address and port to listen at; port 0: the kernel chooses.")
+    ] = "127.0.0.1:1080",
+    user: Annotated[str | None, typer.Option(help="User name that clients must give; default: none.")] = None,
     password: Annotated[
         str | None,
-        typer.Option(envvar="T2S_PROXY_PASSWORD", help="Password that clients must give; better in the environment."),
+        typer.Option(
+            envvar="T2S_PROXY_PASSWORD",
+            help="Password that clients must give, better in the environment; default: none.",
+        ),
     ] = None,
-    log_level: Annotated[str | None, typer.Option(help="off, error, warn, info or debug.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="Lines: off, error, warn, info or debug; default: info.")
+    ] = None,
 ) -> None:
     """Serve SOCKS5 (CONNECT and UDP ASSOCIATE), for trying things out, until SIGINT or SIGTERM."""
     from t2s.tunnel.api import LogLevel, Proxy, check
