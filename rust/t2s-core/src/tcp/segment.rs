@@ -122,12 +122,14 @@ impl Tcb {
             ctx.pool.free(payload);
             return;
         }
-        self.note_received(ctx);
-        self.note_timestamp(ctx, seg);
         if !self.handle_ack(ctx, seg, payload.len()) {
             ctx.pool.free(payload);
             return;
         }
+        // Not before: a segment that is discarded for its acknowledgement (RFC 5961, section 5.2) must leave no trace.
+        // One timestamp of a stranger would make PAWS refuse all that the client sends from then on.
+        self.note_received(ctx);
+        self.note_timestamp(ctx, seg);
         match self.state {
             State::SynReceived | State::Established | State::FinWait1 | State::FinWait2 => {
                 if !payload.is_empty() || seg.flags.fin() {
@@ -182,7 +184,7 @@ impl Tcb {
         if acceptable {
             return Ok(());
         }
-        if self.state == State::TimeWait && seg.flags.fin() {
+        if self.state == State::TimeWait && seg.flags.fin() && end == 0 && seg.flags.ack() && seg.ack == self.snd_nxt {
             // The client did not get our last acknowledgement; 2 MSL start anew.
             self.slow_at = ctx.now.plus(ctx.config.time_wait);
         }
