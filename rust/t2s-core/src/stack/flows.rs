@@ -455,9 +455,11 @@ impl Inner {
 
     /// Takes one flow out of map and table, whatever it was doing.
     pub(super) fn bury_one(&mut self, index: u32, guard: &mut ShardGuard<'_, u32>) {
-        if self.flows.at(index).is_some_and(|flow| !flow.over) {
+        if let Some(flow) = self.flows.at(index).filter(|flow| !flow.over) {
+            // A client that dials anew while its upstream is being dialled has given the first attempt up.
+            let opening = matches!(flow.tcb.state(), State::SynPending | State::SynReceived);
             let id = self.flows.id_of(index);
-            self.finish(index, id, CloseReason::Finished);
+            self.finish(index, id, if opening { CloseReason::ClientReset } else { CloseReason::Finished });
         }
         let Some(flow) = self.flows.remove(index) else { return };
         self.changes = self.changes.wrapping_add(1);

@@ -150,17 +150,34 @@ impl Tcb {
         self.close(ctx, CloseReason::Refused, !silent);
     }
 
-    /// Whether `syn` opens a new connection over a flow that is only waiting for stray segments (RFC 9293, section
-    /// 3.10.7.4: TIME-WAIT): the caller then releases this one and accepts anew, with an ISN above [`Tcb::next_isn`].
+    /// Whether `syn` opens a new connection over this flow; the caller then releases this one and accepts anew, with an
+    /// ISN above [`Tcb::next_isn`].
+    ///
+    /// So it is when the flow is only waiting for stray segments (RFC 9293, section 3.10.7.4: TIME-WAIT; RFC 6191, section
+    /// 2, where timestamps decide), and when the SYN-ACK is still withheld: nothing was said to the client that dialled
+    /// first, so who dials now from the same port is the one to be answered.
     pub fn may_reopen(&self, syn: &Tcp) -> bool {
-        if self.state == State::Closed {
-            return self.recv.is_empty();
+        if !syn.flags.syn() || syn.flags.ack() {
+            return false;
         }
-        let newer = match syn.options.timestamp {
-            Some((value, _)) if self.fact(facts::TIMESTAMPS) => value.wrapping_sub(self.ts_recent) as i32 > 0,
-            _ => false,
+        let newer = || match syn.options.timestamp {
+            Some((value, _)) if self.fact(facts::TIMESTAMPS) && value != self.ts_recent => {
+                value.wrapping_sub(self.ts_recent) as i32 > 0
+            }
+            _ => syn.seq.gt(self.rcv_nxt),
         };
-        self.state == State::TimeWait && self.recv.is_empty() && syn.flags.syn() && (newer || syn.seq.gt(self.rcv_nxt))
+        match self.state {
+            State::Closed => self.recv.is_empty(),
+            State::TimeWait => self.recv.is_empty() && newer(),
+            State::SynPending => syn.seq != self.irs,
+            State::SynReceived
+            | State::Established
+            | State::CloseWait
+            | State::FinWait1
+            | State::FinWait2
+            | State::Closing
+            | State::LastAck => false,
+        }
     }
 
     /// The sequence number of the client's SYN.
@@ -179,44 +196,46 @@ impl Tcb {
         self.owed |= owed::SYN_ACK;
     }
 
-    /// A segment before the handshake is over. True if it completed the handshake and is to be processed further.
+    /// A segment before the handshake is over, in the order of RFC 9293, section 3.10.7.4. True if it completed the
+    /// handshake and is to be processed further.
     pub(super) fn handle_opening(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp, payload_len: u32) -> bool {
         debug_assert!(matches!(self.state, State::SynPending | State::SynReceived), "only while opening");
+        if seg.flags.syn() && !seg.flags.intersects(Flags::ACK.with(Flags::RST)) && seg.seq == self.irs {
+            // The client did not get our SYN-ACK, or waits for the one that is withheld.
+            if self.state == State::SynReceived && self.snd_nxt != self.iss {
+                self.owed |= owed::SYN_ACK;
+            }
+            ctx.counts.add(DropReason::TcpDuplicate);
+            return false;
+        }
+        // First: the sequence number, which an acknowledgement answers. While the SYN-ACK is withheld nothing can be said.
+        if let Err(reason) = self.check_sequence(ctx, seg, payload_len) {
+            ctx.counts.add(reason);
+            if seg.flags.syn() {
+                self.hasten_syn_ack(ctx);
+            }
+            return false;
+        }
+        // Second: RST, by RFC 5961, section 3.2, as in the other states.
         if seg.flags.rst() {
-            // A RST is acceptable at RCV.NXT only (RFC 5961, section 3.2); before our SYN-ACK the client can know
-            // nothing but its own SYN, whose successor that is.
-            if seg.seq == self.rcv_nxt || seg.seq == self.irs {
-                ctx.tcp.resets_in += 1;
-                self.close(ctx, CloseReason::PeerReset, false);
-            } else {
-                ctx.counts.add(DropReason::TcpOutOfWindow);
-            }
+            self.handle_rst(ctx, seg);
             return false;
         }
+        // Fourth: a SYN in the window. A passive connection goes back to LISTEN, without a word.
         if seg.flags.syn() {
-            if seg.seq == self.irs && !seg.flags.ack() {
-                if self.state == State::SynReceived && self.snd_nxt != self.iss {
-                    self.owed |= owed::SYN_ACK;
-                }
-                ctx.counts.add(DropReason::TcpDuplicate);
-            } else {
-                ctx.counts.add(DropReason::TcpChallenged);
-            }
+            ctx.counts.add(DropReason::TcpChallenged);
+            self.close(ctx, CloseReason::PeerReset, false);
             return false;
         }
+        // Fifth: the acknowledgement. An unacceptable one is answered with RST.
         if !seg.flags.ack() {
             ctx.counts.add(DropReason::TcpMalformed);
             return false;
         }
         if self.state == State::SynPending || seg.ack.le(self.snd_una) || seg.ack.gt(self.snd_nxt) {
-            // RFC 9293, section 3.10.7.4: an unacceptable acknowledgement in SYN-RECEIVED is answered with RST.
             ctx.counts.add(DropReason::TcpChallenged);
             self.owed |= owed::RESET_REPLY;
             self.reset_seq = seg.ack;
-            return false;
-        }
-        if let Err(reason) = self.check_sequence(ctx, seg, payload_len) {
-            ctx.counts.add(reason);
             return false;
         }
         self.state = State::Established;
@@ -241,6 +260,15 @@ impl Tcb {
         }
         self.arm_slow_timer(ctx);
         true
+    }
+
+    /// A client dials anew while our SYN-ACK to its predecessor is unanswered. The acknowledgement that it gets may be
+    /// lost on a host that tracks connections; the SYN-ACK makes it send RST, and so it does not wait for the end of a long
+    /// back-off. It counts as one of the retransmissions.
+    fn hasten_syn_ack(&mut self, ctx: &Ctx<'_>) {
+        if self.state == State::SynReceived && self.rto_at != Instant::FAR {
+            self.rto_at = self.rto_at.min(ctx.now.plus(ctx.config.rto_min));
+        }
     }
 
     /// The options and flags of the SYN-ACK.

@@ -209,7 +209,7 @@ impl Tcb {
     }
 
     /// A RST within the window: exact ones end the flow, others are challenged (RFC 5961, section 3.2).
-    fn handle_rst(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp) {
+    pub(super) fn handle_rst(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp) {
         if seg.seq == self.rcv_nxt {
             ctx.tcp.resets_in += 1;
             if self.state == State::TimeWait {

@@ -144,7 +144,7 @@ impl Tcb {
         if self.owed & owed::SYN_ACK != 0 {
             return Some(self.syn_ack(ctx));
         }
-        if self.state == State::SynReceived || self.state == State::SynPending {
+        if self.state == State::SynPending || (self.state == State::SynReceived && self.snd_nxt == self.iss) {
             // Nothing but the SYN-ACK may be said yet.
             self.owed = 0;
             return None;
