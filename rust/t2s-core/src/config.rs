@@ -103,7 +103,7 @@ pub struct TcpConfig {
     pub keepalive_probes: u8,
     /// TIME-WAIT; the tunnel's both ends share a machine, so the network's 2 MSL does not apply in full.
     pub time_wait: u64,
-    /// FIN-WAIT-2 without traffic.
+    /// FIN-WAIT-2 without traffic, once the upstream takes nothing more; before, it may be a half-close, which has no limit.
     pub fin_wait2: u64,
     /// Time for the upstream to answer a connect.
     pub connect_timeout: u64,
