@@ -220,7 +220,10 @@ impl StreamReassembler {
         if i64::from(ahead) + i64::from(len) > i64::from(FAR) {
             return Insert::Refused(buf, DropReason::TcpOutOfWindow);
         }
-        let Some(plan) = self.plan(next, seq, len) else { return Insert::Duplicate(buf) };
+        let Some(plan) = self.plan(next, seq, len) else {
+            self.promote(seq, len);
+            return Insert::Duplicate(buf);
+        };
         let footprint = footprint(&buf);
         if mode == ReassemblyMode::Bounded && !self.fits(&plan, footprint, limits, budget) {
             return Insert::Refused(buf, DropReason::ReassemblyFull);
@@ -375,6 +378,15 @@ impl StreamReassembler {
     fn give_back_memory(&mut self) {
         if self.segments.is_empty() && self.segments.capacity() > KEEP {
             self.segments = VecDeque::new();
+        }
+    }
+
+    /// A segment of which nothing is new is what the acknowledgement answers: its block comes first (RFC 2018, section 4).
+    fn promote(&mut self, seq: SeqNumber, len: u32) {
+        let last = seq + len.saturating_sub(1);
+        let at = self.segments.partition_point(|held| held.end() - last <= 0);
+        if self.segments.get(at).is_some_and(|held| held.start - last <= 0) {
+            self.remember(at);
         }
     }
 

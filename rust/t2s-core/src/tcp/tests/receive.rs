@@ -49,6 +49,30 @@ fn out_of_order_data_is_acknowledged_with_sack_and_drained_early() {
 }
 
 #[test]
+fn the_first_sack_block_is_of_the_segment_that_came() {
+    let mut bench = Bench::modern();
+    for at in [1_000, 3_000, 5_000] {
+        bench.receive(Flags::ACK, at, 0, 1_000, &[1; 1_000]);
+        bench.drain(&LIMITS);
+    }
+    // Held already, in whole, in part, and across the end of what is held: RFC 2018, section 4.
+    for (seq, len, first) in [
+        (1_000, 1_000, (1_000, 2_000)),
+        (3_200, 300, (3_000, 4_000)),
+        (1_999, 1, (1_000, 2_000)),
+        (5_000, 1, (5_000, 6_000)),
+        (3_500, 600, (3_000, 4_100)),
+    ] {
+        bench.receive(Flags::ACK, seq, 0, 1_000, &vec![1; len]);
+        let blocks = bench.poll(&LIMITS).expect("at once").repr.options.sack;
+        let first = (IRS + 1 + first.0, IRS + 1 + first.1);
+        assert_eq!(blocks.as_slice()[0], first, "{seq} + {len}");
+        assert_eq!(blocks.len(), 3, "none is forgotten");
+    }
+    bench.finish();
+}
+
+#[test]
 fn the_window_grows_when_it_was_the_limit_and_shrinks_after_silence() {
     let config = TcpConfig { recv_window_min: 10_000, recv_window_max: 60_000, ..TcpConfig::default() };
     let mut bench = Bench::established(config, Options::NONE);
