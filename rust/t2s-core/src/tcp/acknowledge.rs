@@ -183,7 +183,7 @@ impl Tcb {
             }
             Recovery::Fast => {
                 if self.snd_una.ge(self.recovery_point) {
-                    self.cc.on_recovered(self.flight(), mss);
+                    self.cc.on_recovered(self.flight(), mss, self.fact(facts::SACK));
                     self.end_recovery();
                 } else {
                     // Partial acknowledgement: each duplicate before it stood for one of the segments that it covers,
