@@ -48,9 +48,10 @@ impl Tcb {
             self.unanswered = 0;
         }
         if self.fact(facts::PERSIST) && self.snd_wnd > 0 {
-            self.clear_fact(facts::PERSIST);
+            // The window has opened. If it is too small still, what waits goes out at the override timeout, counted from
+            // when it began to wait: a client that goes on sending must not put it off (RFC 9293, section 3.8.6.2.1).
             self.backoff = 0;
-            self.rto_at = Instant::FAR;
+            self.rto_at = self.rto_at.min(ctx.now.plus(self.override_timeout(ctx)));
         }
         if self.recovery == Recovery::Open && self.view().is_head_lost() {
             self.enter_recovery(ctx);
