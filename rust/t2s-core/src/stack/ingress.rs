@@ -274,7 +274,7 @@ impl Inner {
         let isn = least.map_or(isn, |least| least.max(isn));
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
         let mut ctx = super::flows::context(now, config, pool, budget, memory, stats);
-        let tcb = Tcb::accept(&mut ctx, syn, isn, mss);
+        let tcb = Tcb::accept(&mut ctx, syn, isn, mss, key.src().is_ipv4());
         let Some(id) = flows.insert_with(|_| Flow::new(tcb, key, hash, now)) else {
             return Err(DropReason::FlowTableFull);
         };

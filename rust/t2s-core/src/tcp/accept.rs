@@ -14,8 +14,10 @@ use super::congestion::Controller;
 use super::queue::ByteQueue;
 use super::rtt::Rtt;
 
-/// MSS of a client that announces none (RFC 9293, section 3.7.1).
-const MSS_DEFAULT: u16 = 536;
+/// MSS of a client that announces none: the least packet that each host takes, less both headers (RFC 9293, section
+/// 3.7.1, MUST-15).
+const MSS_DEFAULT_V4: u16 = 536;
+const MSS_DEFAULT_V6: u16 = 1_220;
 
 /// Least MSS that is taken seriously, bytes: below, headers outweigh payload and each window costs thousands of
 /// segments (the attack that CVE-2019-11479 describes).
@@ -41,8 +43,8 @@ impl Tcb {
     /// A flow from the client's SYN.
     ///
     /// `isn` is our initial sequence number (RFC 6528), `local_mss` what we announce: the device's MTU without IP and
-    /// TCP headers. Data on the SYN is not taken. Events: [`Events::CONNECT_WANTED`].
-    pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16) -> Self {
+    /// TCP headers; `v4` says which IP. Data on the SYN is not taken. Events: [`Events::CONNECT_WANTED`].
+    pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16, v4: bool) -> Self {
         ctx.tcp.accepted += 1;
         let options = &syn.options;
         let mut facts = 0;
@@ -55,7 +57,8 @@ impl Tcb {
         if options.sack_permitted {
             facts |= facts::SACK;
         }
-        let mut mss = options.mss.unwrap_or(MSS_DEFAULT).min(local_mss).max(MSS_MIN);
+        let default = if v4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let mut mss = options.mss.unwrap_or(default).min(local_mss).max(MSS_MIN);
         let mut ts_recent = 0;
         if let Some((value, _)) = options.timestamp {
             facts |= facts::TIMESTAMPS;

@@ -72,6 +72,7 @@ impl Bench {
             &syn,
             ISS,
             MSS + 12,
+            true,
         );
         bench.tcb = Some(tcb);
         bench
