@@ -176,13 +176,24 @@ impl FragmentReassembler {
         }
     }
 
-    /// Gives up what is too old.
-    pub fn handle_timeout(&mut self, now: Instant, pool: &mut PoolCache) {
+    /// Gives up what is too old. Answers the first fragment of a datagram of which that came, so that its sender can be
+    /// told; call until `None`.
+    #[must_use]
+    pub fn handle_timeout(&mut self, now: Instant, pool: &mut PoolCache) -> Option<Buf> {
         while let Some(place) = self.age.first()
-            && self.datagrams.get(place as usize).is_some_and(|datagram| datagram.deadline <= now)
+            && let Some(datagram) = self.datagrams.get_mut(place as usize).filter(|it| it.deadline <= now)
         {
+            let first = datagram.take_first();
+            if let Some(first) = &first {
+                self.stats.bytes -= first.capacity() as u64;
+                self.lost.add(DropReason::FragmentTimeout);
+            }
             self.give_up(place, DropReason::FragmentTimeout, pool);
+            if first.is_some() {
+                return first;
+            }
         }
+        None
     }
 
     /// When something will be too old.
@@ -374,6 +385,17 @@ impl FragmentReassembler {
 }
 
 impl Datagram {
+    /// Takes the piece at offset 0 out, if it is there.
+    fn take_first(&mut self) -> Option<Buf> {
+        if self.pieces.first()?.start != 0 {
+            return None;
+        }
+        let first = self.pieces.remove(0);
+        self.received -= first.end - first.start;
+        self.footprint -= first.buf.capacity() as u64;
+        Some(first.buf)
+    }
+
     /// Where a fragment belongs among the pieces; `None` for an exact duplicate. An error says whether it poisons the
     /// datagram.
     fn fit(

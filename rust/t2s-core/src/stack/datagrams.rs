@@ -16,7 +16,7 @@ use crate::stats::{DropReason, Stage};
 use crate::time::Instant;
 use crate::udp::{Closed, SessionId};
 use crate::wire::icmp::{ERROR_MAX_V6, Icmp, IcmpError};
-use crate::wire::ip::{Ip, IpRepr};
+use crate::wire::ip::{Ip, IpRepr, parameter_problem};
 use crate::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use crate::wire::udp::{UDP_HEADER, Udp, UdpRepr};
 use crate::wire::virtio::{self, VirtioNetHdr};
@@ -333,6 +333,26 @@ impl Inner {
             }
             None => self.pool.free(out),
         }
+    }
+
+    /// Refuses a packet whose IP headers are wrong; a sender of IPv6 learns where, if it may.
+    #[cold]
+    pub(super) fn misformed(&mut self, now: Instant, packet: Packet, reason: DropReason) -> Disposition {
+        if reason == DropReason::BadExtension
+            && let Some((ip, error)) = parameter_problem(packet.buf.as_slice())
+        {
+            self.send_error(now, &ip, packet.buf.as_slice(), error);
+        }
+        self.refuse(packet, reason)
+    }
+
+    /// Tells the sender of a datagram that was given up incomplete; `first` is its first fragment (RFC 1122, section
+    /// 3.3.2; RFC 8200, section 4.5).
+    pub(super) fn reassembly_late(&mut self, now: Instant, first: Buf) {
+        if let Ok(ip) = Ip::parse(first.as_slice()) {
+            self.send_error(now, &ip, first.as_slice(), IcmpError::TimeExceeded { code: 1 });
+        }
+        self.pool.free(first);
     }
 
     /// An ICMP error about a packet of which only the ends are still known.

@@ -366,7 +366,9 @@ impl Inner {
                 break;
             }
         }
-        self.fragments.handle_timeout(now, &mut self.pool);
+        while let Some(first) = self.fragments.handle_timeout(now, &mut self.pool) {
+            self.reassembly_late(now, first);
+        }
         self.expire_sessions(now, most);
     }
 

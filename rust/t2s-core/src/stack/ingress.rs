@@ -125,7 +125,7 @@ impl Inner {
     fn parsed(&mut self, now: Instant, mut packet: Packet, map: &FlowMap<u32>) -> Look {
         let mut ip = match Ip::parse(packet.buf.as_slice()) {
             Ok(ip) => ip,
-            Err(reason) => return Look::Done(self.refuse(packet, reason)),
+            Err(reason) => return Look::Done(self.misformed(now, packet, reason)),
         };
         self.probe.mark(Stage::Parse);
         if ip.fragment.is_some() {
@@ -142,7 +142,7 @@ impl Inner {
             ip = match Ip::parse(packet.buf.as_slice()) {
                 Ok(ip) if ip.fragment.is_none() => ip,
                 Ok(_) => return Look::Done(self.refuse(packet, DropReason::FragmentBad)),
-                Err(reason) => return Look::Done(self.refuse(packet, reason)),
+                Err(reason) => return Look::Done(self.misformed(now, packet, reason)),
             };
         }
         packet.buf.truncate(ip.total as usize);

@@ -1,11 +1,12 @@
 //! ICMP (RFC 792) and `ICMPv6` (RFC 4443): echo, and the errors that a tunnel sends for an upstream.
 //!
 //! Refuses to send an error about an ICMP error, a fragment other than the first, or a packet to a group
-//! (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e); such a call returns `None`.
+//! (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e), or "nothing follows" as a protocol that is not spoken (RFC 8200,
+//! section 4.7); such a call returns `None`.
 
 use core::net::IpAddr;
 
-use super::ip::{Ip, IpRepr};
+use super::ip::{Ip, IpRepr, NO_NEXT_HEADER, next_header_at};
 use super::{be16, be32, fill_transport_checksum, protocol};
 use crate::checksum::{Kernel, update_u16};
 use crate::stats::DropReason;
@@ -66,6 +67,13 @@ pub enum IcmpError {
         /// MTU, bytes.
         mtu: u32,
     },
+    /// A header that is not understood (v4: 12; v6: 4).
+    ParameterProblem {
+        /// 0: an erroneous field, 1: an unknown next header, 2: an unknown option (v6).
+        code: u8,
+        /// Offset of what is not understood, bytes.
+        pointer: u32,
+    },
     /// Hop limit or reassembly time exceeded (v4: 11; v6: 3).
     TimeExceeded {
         /// 0: hop limit, 1: reassembly.
@@ -103,8 +111,9 @@ impl Icmp {
                     },
                 },
                 11 => Self::Error { error: IcmpError::TimeExceeded { code } },
-                // Source quench, redirect, parameter problem (RFC 1122, section 3.2.2).
-                4 | 5 | 12 => Self::Error { error: IcmpError::Other { kind, code } },
+                12 => Self::Error { error: IcmpError::ParameterProblem { code, pointer: u32::from(header[4]) } },
+                // Source quench, redirect (RFC 1122, section 3.2.2).
+                4 | 5 => Self::Error { error: IcmpError::Other { kind, code } },
                 kind => Self::Other { kind },
             },
             (false, protocol::ICMPV6) => match (kind, code) {
@@ -118,6 +127,7 @@ impl Icmp {
                 (2, _) => Self::Error { error: IcmpError::TooBig { mtu: be32(header, 4) } },
                 (3, code) => Self::Error { error: IcmpError::TimeExceeded { code } },
                 (4, 1) => Self::Error { error: IcmpError::ProtocolUnreachable },
+                (4, code) => Self::Error { error: IcmpError::ParameterProblem { code, pointer: be32(header, 4) } },
                 (0..=127, code) => Self::Error { error: IcmpError::Other { kind, code } },
                 (kind, _) => Self::Other { kind },
             },
@@ -127,8 +137,8 @@ impl Icmp {
 }
 
 impl IcmpError {
-    /// Type, code and the second word of the header.
-    fn fields(self, v4: bool) -> (u8, u8, u32) {
+    /// Type, code and the second word of the header of an error about `original`.
+    fn fields(self, v4: bool, original: &[u8]) -> (u8, u8, u32) {
         match (self, v4) {
             (Self::NetUnreachable, true) => (3, 0, 0),
             (Self::HostUnreachable, true) => (3, 1, 0),
@@ -143,8 +153,10 @@ impl IcmpError {
             (Self::PortUnreachable, false) => (1, 4, 0),
             (Self::TooBig { mtu }, false) => (2, 0, mtu),
             (Self::TimeExceeded { code }, false) => (3, code, 0),
-            // Unrecognized next header; the pointer is that of the IPv6 header's field.
-            (Self::ProtocolUnreachable, false) => (4, 1, 6),
+            (Self::ParameterProblem { code, pointer }, true) => (12, code, pointer << 24),
+            (Self::ParameterProblem { code, pointer }, false) => (4, code, pointer),
+            // Unrecognized next header; the pointer is that of the field that names it (RFC 4443, section 3.4).
+            (Self::ProtocolUnreachable, false) => (4, 1, next_header_at(original)),
             (Self::Other { kind, code }, _) => (kind, code, 0),
         }
     }
@@ -170,6 +182,9 @@ pub fn build_error(
     if !ip.dst_is_unicast() || ip.fragment.is_some_and(|fragment| fragment.offset != 0) || is_icmp_error(ip, upper) {
         return None;
     }
+    if !ip.is_v4() && ip.protocol == NO_NEXT_HEADER && error == IcmpError::ProtocolUnreachable {
+        return None;
+    }
     let src = from.unwrap_or(ip.dst);
     if src.is_ipv4() != ip.is_v4() {
         return None;
@@ -193,7 +208,7 @@ pub fn build_error(
     repr.payload_len = (ICMP_HEADER + quoted) as u32;
     repr.emit(out);
     let message = &mut out[repr.header_len()..headers + quoted];
-    let (kind, code, word) = error.fields(ip.is_v4());
+    let (kind, code, word) = error.fields(ip.is_v4(), original);
     message[0] = kind;
     message[1] = code;
     message[2..4].fill(0);
