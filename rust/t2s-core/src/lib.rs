@@ -14,6 +14,7 @@ pub mod http_connect;
 pub mod icmp;
 mod index;
 mod order;
+mod path_mtu;
 pub mod prefetch;
 pub mod reassembly;
 pub mod socks5;

@@ -149,8 +149,8 @@ impl Inner {
         Look::Done(match ip.protocol {
             protocol::TCP => return self.look_segment(packet, &ip, map),
             protocol::UDP => self.udp_packet(now, packet, &ip, map),
-            protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(packet, &ip),
-            protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(packet, &ip),
+            protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(now, packet, &ip, map),
+            protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(now, packet, &ip, map),
             _ => {
                 self.send_error(now, &ip, packet.buf.as_slice(), IcmpError::ProtocolUnreachable);
                 self.refuse(packet, DropReason::Unsupported)
@@ -285,6 +285,7 @@ impl Inner {
             return Err(DropReason::FlowTableFull);
         }
         self.changes = self.changes.wrapping_add(1);
+        self.limit_flow(now, id.index);
         self.stats.pending += 1;
         self.stats.flows_opened += 1;
         self.stats.flows_peak = self.stats.flows_peak.max(self.flows.len() as u64);

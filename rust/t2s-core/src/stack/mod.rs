@@ -14,6 +14,7 @@ mod egress;
 mod flows;
 mod ingress;
 mod owner;
+mod path_mtu;
 mod probe;
 mod slab;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::config::Config;
 use crate::flow::{FlowMap, ShardGuard};
 use crate::fragment::FragmentReassembler;
 use crate::icmp::Errors;
+use crate::path_mtu::PathMtus;
 use crate::reassembly::Budget;
 use crate::tcp::BufferBudget;
 use crate::time::Instant;
@@ -84,6 +86,7 @@ struct Inner {
     budget: Budget,
     memory: BufferBudget,
     icmp_errors: Errors,
+    paths: PathMtus,
     stats: StackStats,
     requests: VecDeque<Request>,
     /// Segments between the steps of a batch; empty outside of one.
@@ -146,6 +149,7 @@ impl Stack {
             budget: Budget::new(config.stream.total_bytes),
             memory: BufferBudget::new(config.buffer_budget),
             icmp_errors: Errors::new(config.icmp_errors_per_second, now),
+            paths: PathMtus::default(),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
             looked: Vec::with_capacity(256),

@@ -1,6 +1,7 @@
 //! The composer end to end: hand-made packets in, requests and packets out, nothing left behind.
 
 mod datagrams;
+mod path_mtu;
 
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

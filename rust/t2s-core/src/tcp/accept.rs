@@ -11,6 +11,7 @@ use crate::time::Instant;
 use crate::wire::tcp::{Flags, SeqNumber, Tcp, WINDOW_SCALE_MAX};
 
 use super::congestion::Controller;
+use super::path::Narrow;
 use super::queue::ByteQueue;
 use super::rtt::Rtt;
 
@@ -47,7 +48,7 @@ impl Tcb {
     pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16, v4: bool) -> Self {
         ctx.tcp.accepted += 1;
         let options = &syn.options;
-        let mut facts = 0;
+        let mut facts = if v4 { facts::V4 } else { 0 };
         let (mut rcv_shift, mut snd_shift) = (0, 0);
         if let Some(shift) = options.window_scale {
             facts |= facts::SCALING;
@@ -117,6 +118,7 @@ impl Tcb {
             iss: isn,
             irs: syn.seq,
             local_mss,
+            narrow: Narrow::default(),
             out_of_order: None,
             scoreboard: None,
             #[cfg(test)]

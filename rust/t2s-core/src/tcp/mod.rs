@@ -14,6 +14,7 @@
 //! | `sack` | scoreboard of the peer's SACK blocks (RFC 2018, 6675) |
 //! | `congestion` | `NewReno` and CUBIC windows |
 //! | `rtt` | round-trip estimation and RTO (RFC 6298) |
+//! | `path` | segments that fit the path to the client |
 //! | `timer` | deadlines: retransmission, persist, delayed ACK, keepalive, idle, TIME-WAIT |
 //! | `teardown` | FIN both ways, RST, abort |
 //! | `queue` | byte queues of pooled buffers |
@@ -36,6 +37,7 @@ mod accept;
 mod acknowledge;
 mod budget;
 mod congestion;
+mod path;
 mod queue;
 mod receive;
 mod rtt;
@@ -57,6 +59,7 @@ use crate::time::Instant;
 use crate::wire::tcp::{SeqNumber, TcpRepr};
 
 use congestion::Controller;
+use path::Narrow;
 use queue::ByteQueue;
 use rtt::Rtt;
 use sack::Scoreboard;
@@ -239,6 +242,8 @@ pub struct Tcb {
     irs: SeqNumber,
     /// The MSS that we announce.
     local_mss: u16,
+    /// The path takes less than both ends.
+    narrow: Narrow,
     /// Tests hold the general path against the fast one.
     #[cfg(test)]
     forced_slow: bool,
@@ -290,6 +295,8 @@ mod facts {
     pub(super) const CLOSED_TOLD: u16 = 4096;
     /// A window probe put the byte at `snd_nxt` on the wire: the client may acknowledge it.
     pub(super) const PROBED: u16 = 8192;
+    /// The client speaks IPv4.
+    pub(super) const V4: u16 = 16_384;
 }
 
 /// Loss recovery of the sending side.

@@ -110,6 +110,7 @@ impl Tcb {
     }
 
     fn poll_with_data(&mut self, ctx: &mut Ctx<'_>, limits: &SegmentLimits) -> Option<OutSegment> {
+        self.widen_when_due(ctx);
         let mss = self.packet_payload(limits);
         if self.recovery != Recovery::Open
             && let Some(segment) = self.poll_lost(ctx, limits, mss)

@@ -147,6 +147,7 @@ impl Tcb {
         let first = self.backoff == 0;
         self.unanswered = self.unanswered.saturating_add(1);
         self.backoff = self.backoff.saturating_add(1);
+        self.suspect_black_hole();
         self.cc.on_timeout(flight, u32::from(self.mss), first);
         if !first {
             // Twice without progress: what the client once SACKed it may have dropped (RFC 2018, section 8).

@@ -7,7 +7,8 @@
 use core::net::IpAddr;
 
 use super::ip::{Ip, IpRepr, NO_NEXT_HEADER, next_header_at};
-use super::{be16, be32, fill_transport_checksum, protocol};
+use super::tcp::SeqNumber;
+use super::{be16, be32, bytes, fill_transport_checksum, protocol};
 use crate::checksum::{Kernel, update_u16};
 use crate::stats::DropReason;
 
@@ -135,6 +136,60 @@ impl Icmp {
         })
     }
 }
+
+/// What an ICMP error says of the packet that it is about: its headers' start, with the first 8 bytes behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quote {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Protocol number of the upper layer.
+    pub protocol: u8,
+    /// Bytes of the whole packet, as its header said.
+    pub total: u32,
+    /// The first 8 bytes of the upper layer: ports and, of TCP, the sequence number.
+    pub start: [u8; 8],
+}
+
+impl Quote {
+    /// Reads what follows the 8 bytes of an error's header. `None` if it is too short, of another family than the error,
+    /// or a fragment other than the first; a router may have changed checksum and time to live, so these are not looked at.
+    pub fn parse(v4: bool, quoted: &[u8]) -> Option<Self> {
+        let (src, dst, protocol, total, at): (IpAddr, IpAddr, u8, u32, usize) = if v4 {
+            let header = quoted.first_chunk::<20>().filter(|header| header[0] >> 4 == 4)?;
+            if be16(header, 6) & 0x1fff != 0 {
+                return None;
+            }
+            let (src, dst): ([u8; 4], [u8; 4]) = (bytes(header, 12), bytes(header, 16));
+            (src.into(), dst.into(), header[9], be16(header, 2).into(), usize::from(header[0] & 0xf) * 4)
+        } else {
+            let header = quoted.first_chunk::<40>().filter(|header| header[0] >> 4 == 6)?;
+            let (src, dst): ([u8; 16], [u8; 16]) = (bytes(header, 8), bytes(header, 24));
+            let total = 40 + u32::from(be16(header, 4));
+            let (protocol, at) = match (header[6], quoted.get(40..)?.first_chunk::<8>()) {
+                (FRAGMENT, Some(part)) if be16(part, 2) & 0xfff8 == 0 => (part[0], 48),
+                (FRAGMENT, _) => return None,
+                (protocol, _) => (protocol, 40),
+            };
+            (src.into(), dst.into(), protocol, total, at)
+        };
+        Some(Self { src, dst, protocol, total, start: *quoted.get(at..)?.first_chunk()? })
+    }
+
+    /// Source and destination port of TCP or UDP.
+    pub fn ports(&self) -> (u16, u16) {
+        (be16(&self.start, 0), be16(&self.start, 2))
+    }
+
+    /// The sequence number of TCP.
+    pub fn seq(&self) -> SeqNumber {
+        SeqNumber(be32(&self.start, 4))
+    }
+}
+
+/// IPv6 fragment header.
+const FRAGMENT: u8 = 44;
 
 impl IcmpError {
     /// Type, code and the second word of the header of an error about `original`.

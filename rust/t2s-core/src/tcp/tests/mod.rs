@@ -8,6 +8,7 @@
 mod bench;
 
 mod accept;
+mod path;
 mod random;
 mod receive;
 mod recovery;
