@@ -160,7 +160,8 @@ impl Tcb {
         let offset = seg.seq - self.rcv_nxt;
         if seg.flags.rst() {
             // RFC 5961, section 3: judged by its sequence number alone.
-            return if offset >= 0 && offset as u32 <= window { Ok(()) } else { Err(DropReason::TcpOutOfWindow) };
+            let inside = offset == 0 || (offset > 0 && (offset as u32) < window);
+            return if inside { Ok(()) } else { Err(DropReason::TcpOutOfWindow) };
         }
         if let (Some((value, _)), true) = (seg.options.timestamp, self.fact(facts::TIMESTAMPS)) {
             // Segments without the option are let through, as the field does; PAWS then does not protect them.

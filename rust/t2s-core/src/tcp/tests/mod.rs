@@ -13,6 +13,7 @@ mod random;
 mod receive;
 mod recovery;
 mod send;
+mod states;
 mod teardown;
 mod timer;
 
