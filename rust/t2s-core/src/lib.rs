@@ -2,7 +2,7 @@
 //!
 //! Pure by construction: no sockets, no clock, no environment, no ambient randomness. Callers pass `now` in and are
 //! told what to do; keys and limits arrive in [`config::Config`]. The arrows between modules run one way:
-//! `checksum, config, stats, time → wire, buf → fragment, reassembly, flow, timer, tcp, udp, icmp, dns, socks5 → stack`.
+//! `checksum, config, stats, time → wire, buf → fragment, path_mtu, reassembly, flow, timer, tcp, udp, icmp, dns, socks5 → stack`.
 
 pub mod buf;
 pub mod checksum;

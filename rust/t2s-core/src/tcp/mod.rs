@@ -23,7 +23,8 @@
 //!
 //! Promises: RFC 9293 (passive side), 7323 (window scale, timestamps, PAWS), 2018 and 6675 (SACK both ways, limited
 //! transmit of RFC 3042 included), 6298 (RTO with Karn's rule), 5681/6582 or 9438 (congestion control), 5961 (blind
-//! attacks), 1122 (delayed ACK, silly window avoidance on both sides, keepalive). Nothing a client sends panics.
+//! attacks), 1191 and 8201 (path MTU, with a fall-back where nobody tells it), 1122 (delayed ACK, silly window avoidance on
+//! both sides, keepalive). Nothing a client sends panics.
 //!
 //! Refuses, on purpose:
 //! - LISTEN is the stack's (a SYN without a flow makes a [`Tcb`]); SYN-SENT and simultaneous open do not occur, since a
@@ -297,6 +298,8 @@ mod facts {
     pub(super) const PROBED: u16 = 8192;
     /// The client speaks IPv4.
     pub(super) const V4: u16 = 16_384;
+    /// Segments are smaller than both ends take: [`super::Narrow`].
+    pub(super) const NARROW: u16 = 32_768;
 }
 
 /// Loss recovery of the sending side.

@@ -20,7 +20,7 @@ const FOR_GOOD: u32 = u32::MAX;
 /// What the path takes, when that is less than both ends do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Narrow {
-    /// Payload of a full packet before the first limit; 0 without one.
+    /// Payload of a full packet before the first limit.
     full: u16,
     /// When the full size is tried again, in the units of [`period`].
     until: u32,
@@ -64,9 +64,10 @@ impl Tcb {
     /// Tries the full size again, when it is time for that.
     #[inline]
     pub(super) fn widen_when_due(&mut self, ctx: &Ctx<'_>) {
-        if self.narrow.full != 0 && period(ctx.now) >= self.narrow.until {
+        if self.fact(facts::NARROW) && period(ctx.now) >= self.narrow.until {
             self.mss = self.narrow.full;
             self.narrow = Narrow::default();
+            self.clear_fact(facts::NARROW);
         }
     }
 
@@ -77,7 +78,8 @@ impl Tcb {
         if mss >= self.mss {
             return false;
         }
-        let full = if self.narrow.full == 0 { self.mss } else { self.narrow.full };
+        let full = if self.fact(facts::NARROW) { self.narrow.full } else { self.mss };
+        self.set_fact(facts::NARROW);
         self.narrow = Narrow { full, until: until.max(self.narrow.until) };
         self.mss = mss;
         true
