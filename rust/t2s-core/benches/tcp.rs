@@ -82,7 +82,7 @@ impl Worker {
             header_len: 40,
             options,
         };
-        let mut tcb = self.with(|ctx| Tcb::accept(ctx, &syn, ISS, 1_460));
+        let mut tcb = self.with(|ctx| Tcb::accept(ctx, &syn, ISS, 1_460, true));
         self.with(|ctx| tcb.connected(ctx));
         self.with(|ctx| tcb.poll_segment(ctx, &LIMITS)).expect("SYN-ACK");
         let mut flow = Flow { tcb, seq: IRS + 1, ack: ISS + 1 };

@@ -104,7 +104,8 @@ pub struct TcpConfig {
     pub send_buffer_max: u32,
     /// Delay of an acknowledgement when nothing else forces it (RFC 9293, section 3.8.6.3: below 500 ms).
     pub delayed_ack: u64,
-    /// Smallest retransmission timeout (RFC 6298 says 1 s; the field, and both kernels at the ends, use 200 ms).
+    /// What a retransmission timeout adds to the round trip at least (RFC 6298 says 1 s in all; both kernels at the
+    /// ends add 200 ms).
     pub rto_min: u64,
     /// Largest retransmission timeout (RFC 6298, section 2.5: at least 60 s).
     pub rto_max: u64,
@@ -120,7 +121,8 @@ pub struct TcpConfig {
     pub keepalive_probes: u8,
     /// TIME-WAIT; the tunnel's both ends share a machine, so the network's 2 MSL does not apply in full.
     pub time_wait: u64,
-    /// FIN-WAIT-2 without traffic.
+    /// FIN-WAIT-2 without traffic, once the upstream takes nothing more; before, it may be a half-close, which has no
+    /// limit.
     pub fin_wait2: u64,
     /// Time for the upstream to answer a connect.
     pub connect_timeout: u64,

@@ -1,8 +1,8 @@
 //! The client's side of HTTP CONNECT (RFC 9110, section 9.3.6), with basic authentication (RFC 7617).
 //!
-//! Promises: no I/O and no clock, any split of the incoming bytes gives the same result, bytes behind the answer's header
-//! are never consumed (they are the tunnel's). Refuses: names that could break out of their line, user names with a
-//! colon, answers that are not HTTP/1, and headers beyond [`HEAD_MAX`].
+//! Promises: no I/O and no clock, any split of the incoming bytes gives the same result, bytes behind the answer's
+//! header are never consumed (they are the tunnel's). Refuses: names that could break out of their line, user names
+//! with a colon, answers that are not HTTP/1, and headers beyond [`HEAD_MAX`].
 
 use core::fmt;
 
@@ -89,8 +89,8 @@ impl HttpConnect {
         self.out.handle_sent(n);
     }
 
-    /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the tunnel (there are some
-    /// only once [`HttpConnect::outcome`] is there).
+    /// Takes bytes from the proxy; returns how many were taken. Those that were not belong to the tunnel (there are
+    /// some only once [`HttpConnect::outcome`] is there).
     pub fn handle(&mut self, data: &[u8]) -> Result<usize, HttpError> {
         let mut taken = 0;
         for &byte in data {

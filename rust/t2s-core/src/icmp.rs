@@ -2,8 +2,8 @@
 //!
 //! Promises: an echo reply reuses the request's buffer and touches its headers only (the checksums are updated, not
 //! computed anew), whatever its length; errors never exceed the configured rate (RFC 4443, section 2.4 f; RFC 1812,
-//! section 4.3.2.8). Refuses: echo requests to groups (RFC 1122, section 3.2.2.6, allows silence), fragments, and errors
-//! about packets that must not cause one ([`build_error`]).
+//! section 4.3.2.8). Refuses: echo requests to groups (RFC 1122, section 3.2.2.6, allows silence), fragments, and
+//! errors about packets that must not cause one ([`build_error`]).
 
 use core::net::IpAddr;
 
@@ -21,7 +21,7 @@ const REPLY_TTL: u8 = 64;
 /// datagrams, too few to flood.
 const BURST_DIVISOR: u64 = 10;
 
-/// Turns an echo request (a whole IP packet with a verified checksum, of which `ip` was parsed) into its reply.
+/// Iterations an echo request (a whole IP packet with a verified checksum, of which `ip` was parsed) into its reply.
 ///
 /// IPv4 options and IPv6 extension headers of the request are left out of the reply: its header moves up to the message
 /// and the buffer's front moves with it; padding behind the packet goes too.

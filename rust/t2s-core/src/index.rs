@@ -3,8 +3,8 @@
 //! A slot is one word: 32 bits of the hash, and the place. Slots are probed one after the other, eight to a cache line,
 //! and the hash bits do what control bytes do elsewhere: the table's own memory is touched only when they agree. A
 //! removal moves the following slots back (the hash bits say how far), so there are no tombstones, and nothing is ever
-//! cleaned up. That is why it is not `hashbrown`: its deletions leave tombstones, which under steady churn gather at any
-//! load until a rehash of everything stalls a packet.
+//! cleaned up. That is why it is not `hashbrown`: its deletions leave tombstones, which under steady churn gather at
+//! any load until a rehash of everything stalls a packet.
 //!
 //! Promises: with no more places than room was made for, nothing is allocated and nothing moved as a whole; beyond, the
 //! index doubles. Room touches no memory until it is used.

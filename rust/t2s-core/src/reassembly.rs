@@ -6,10 +6,10 @@
 //! kept in the buffers they came in; nothing is allocated for a segment once the queue has grown to its working size.
 //!
 //! Refuses: data beyond a cap ([`DropReason::ReassemblyFull`]), data further than [`FAR`] ahead
-//! ([`DropReason::TcpOutOfWindow`]). A refusal changes nothing and hands the buffer back. Refusing new data is preferred
-//! to dropping held data, because what is held was probably acknowledged selectively, and a sender finds out about such
-//! reneging only by timeout (RFC 2018, section 8). Held data is dropped only by [`StreamReassembler::shed`], under
-//! pressure of the shared budget, highest sequence numbers first; it was never acknowledged cumulatively.
+//! ([`DropReason::TcpOutOfWindow`]). A refusal changes nothing and hands the buffer back. Refusing new data is
+//! preferred to dropping held data, because what is held was probably acknowledged selectively, and a sender finds out
+//! about such reneging only by timeout (RFC 2018, section 8). Held data is dropped only by [`StreamReassembler::shed`],
+//! under pressure of the shared budget, highest sequence numbers first; it was never acknowledged cumulatively.
 
 use std::collections::VecDeque;
 
@@ -201,8 +201,8 @@ impl StreamReassembler {
         self.segments.back().map(Segment::end)
     }
 
-    /// Holds the bytes of `buf`, the first of which has sequence number `seq`; `next` is the next byte expected in order
-    /// (RCV.NXT). Bytes before `next` and bytes that are held already are not stored again.
+    /// Holds the bytes of `buf`, the first of which has sequence number `seq`; `next` is the next byte expected in
+    /// order (RCV.NXT). Bytes before `next` and bytes that are held already are not stored again.
     ///
     /// With [`Reassembly::Unbounded`] the caps are ignored. Follow with [`Budget::reclaim`].
     pub fn insert(
@@ -220,7 +220,10 @@ impl StreamReassembler {
         if i64::from(ahead) + i64::from(len) > i64::from(FAR) {
             return Insert::Refused(buf, DropReason::TcpOutOfWindow);
         }
-        let Some(plan) = self.plan(next, seq, len) else { return Insert::Duplicate(buf) };
+        let Some(plan) = self.plan(next, seq, len) else {
+            self.promote(seq, len);
+            return Insert::Duplicate(buf);
+        };
         let footprint = footprint(&buf);
         if mode == Reassembly::Bounded && !self.fits(&plan, footprint, limits, budget) {
             return Insert::Refused(buf, DropReason::ReassemblyFull);
@@ -378,6 +381,16 @@ impl StreamReassembler {
         }
     }
 
+    /// A segment of which nothing is new is what the acknowledgement answers: its block comes first (RFC 2018, section
+    /// 4).
+    fn promote(&mut self, seq: SeqNumber, len: u32) {
+        let last = seq + len.saturating_sub(1);
+        let at = self.segments.partition_point(|held| held.end() - last <= 0);
+        if self.segments.get(at).is_some_and(|held| held.start - last <= 0) {
+            self.remember(at);
+        }
+    }
+
     /// Makes the run around the segment at `at` the most recent block.
     fn remember(&mut self, at: usize) {
         let Some(segment) = self.segments.get(at) else { return };
@@ -460,8 +473,8 @@ impl StreamReassembler {
     }
 }
 
-/// Bytes that one flow may hold now: the configured cap, shrinking to nothing over the last quarter of the shared budget
-/// (but never below a part that recovers a single loss).
+/// Bytes that one flow may hold now: the configured cap, shrinking to nothing over the last quarter of the shared
+/// budget (but never below a part that recovers a single loss).
 fn flow_cap(limits: &StreamLimits, budget: &Budget) -> u64 {
     let cap = u64::from(limits.flow_bytes);
     let quarter = budget.limit / 4;

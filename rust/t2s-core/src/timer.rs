@@ -1,14 +1,15 @@
 //! A hierarchical timer wheel, one per worker: 1 ms ticks, everything O(1).
 //!
 //! Eight levels of 64 slots cover every tick that an [`Instant`] can name. A timer lies at the level of the highest
-//! 6-bit digit in which its tick differs from the wheel's; it moves to a lower level when the wheel reaches its slot, at
-//! most seven times in its life. Bitmaps of occupied slots let the wheel jump over hours without visiting ticks.
+//! 6-bit digit in which its tick differs from the wheel's; it moves to a lower level when the wheel reaches its slot,
+//! at most seven times in its life. Bitmaps of occupied slots let the wheel jump over hours without visiting ticks.
 //!
 //! Promises: a timer never fires before its deadline, and fires at the first call at or after the end of the deadline's
 //! tick; timers of one tick fire in the order in which they came to its slot; a handler that re-arms its timer for now
-//! gets the next tick, so expiring always ends. A slot of a higher level may hold many timers: a caller whose turns must
-//! stay short bounds how many of them move in one call, and the wheel waits for the rest. Memory is 32 bytes a timer at
-//! the peak number of timers, which the caller's own tables bound; slots of ended timers are used again.
+//! gets the next tick, so expiring always ends. A slot of a higher level may hold many timers: a caller whose
+//! iterations must stay short bounds how many of them move in one call, and the wheel waits for the rest. Memory is 32
+//! bytes a timer at the peak number of timers, which the caller's own tables bound; slots of ended timers are used
+//! again.
 
 use crate::time::{Instant, MILLIS};
 
@@ -59,8 +60,8 @@ pub struct Wheel {
     armed: u32,
     /// The list that is being taken from: a slot of the lowest level whose tick has come, or `DUE`.
     due: usize,
-    /// The slot of a higher level that the wheel has reached and whose timers are on their way down, while some are left.
-    /// Its bit in `occupied` is cleared, and no timer comes to it meanwhile.
+    /// The slot of a higher level that the wheel has reached and whose timers are on their way down, while some are
+    /// left. Its bit in `occupied` is cleared, and no timer comes to it meanwhile.
     falling: Option<usize>,
     /// First and last timer of each slot's list. (A circular list would do without the last, but appending would touch
     /// the first one, which came a while ago and has left the cache.)
@@ -96,8 +97,8 @@ impl Wheel {
         self.armed == 0
     }
 
-    /// Arms a timer that hands `token` back at `deadline`, rounded up to the tick; a deadline in the past fires with the
-    /// next tick.
+    /// Arms a timer that hands `token` back at `deadline`, rounded up to the tick; a deadline in the past fires with
+    /// the next tick.
     ///
     /// # Panics
     /// With 2^32 - 1 timers armed (128 GiB of them).
@@ -156,8 +157,8 @@ impl Wheel {
         self.pop_expired_within(now, &mut unbounded)
     }
 
-    /// Like [`Wheel::pop_expired`], but moves no more than `moves` timers to lower levels, and counts it down. When that
-    /// is used up, `None` does not say that no other timer is due: [`Wheel::next`] then is not later than `now`.
+    /// Like [`Wheel::pop_expired`], but moves no more than `moves` timers to lower levels, and counts it down. When
+    /// that is used up, `None` does not say that no other timer is due: [`Wheel::next`] then is not later than `now`.
     #[inline]
     pub fn pop_expired_within(&mut self, now: Instant, moves: &mut usize) -> Option<u32> {
         if self.heads[self.due] == NIL {
@@ -183,11 +184,12 @@ impl Wheel {
     /// The earliest occupied slot: level, slot and the tick at which it begins. Lower levels are always earlier.
     fn next_slot(&self) -> Option<(usize, usize, u64)> {
         let level = self.occupied.iter().position(|&slots| slots != 0)?;
-        // All slots of a level lie in the same turn as the wheel's time and after it, so the lowest bit is the next.
+        // All slots of a level lie in the same iteration as the wheel's time and after it, so the lowest bit is the
+        // next.
         let slot = self.occupied[level].trailing_zeros() as usize;
         let shift = BITS * level as u32;
-        let turn = self.now >> shift >> BITS << BITS;
-        Some((level, slot, (turn | slot as u64) << shift))
+        let iteration = self.now >> shift >> BITS << BITS;
+        Some((level, slot, (iteration | slot as u64) << shift))
     }
 
     /// Moves the wheel until timers are due, `tick` is reached or `moves` are used up.
@@ -204,8 +206,8 @@ impl Wheel {
             self.now = begins;
             self.occupied[level] &= !(1 << slot);
             if level == 0 {
-                // All of its timers are due, and stay where they are: touching each of a crowd would take long. No other
-                // timer comes here meanwhile, since all that are armed from now on have a later tick.
+                // All of its timers are due, and stay where they are: touching each of a crowd would take long. No
+                // other timer comes here meanwhile, since all that are armed from now on have a later tick.
                 self.due = slot;
                 return;
             }

@@ -480,8 +480,9 @@ impl Sessions {
         self.used[class as usize].push(index);
     }
 
-    /// For when nothing waits. At the cap, fetches what the next new session will close; below it, gets a few slots ready
-    /// if none is and the table is in use, so that the first touch of their memory is not a packet's, and tells that it did.
+    /// For when nothing waits. At the cap, fetches what the next new session will close; below it, gets a few slots
+    /// ready if none is and the table is in use, so that the first touch of their memory is not a packet's, and tells
+    /// that it did.
     pub fn prepare(&mut self) -> bool {
         if self.by_client.len() >= self.capacity as usize {
             // Its slot comes by being asked for its client.

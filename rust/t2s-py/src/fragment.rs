@@ -116,7 +116,10 @@ impl FragmentReassembler {
 
     /// Give up datagrams that are too old at `now_ns`.
     fn expire(&self, now_ns: u64) {
-        self.lock().table.handle_timeout(Instant::from_nanos(now_ns), &mut self.pool.cache());
+        let mut state = self.lock();
+        while let Some(first) = state.table.handle_timeout(Instant::from_nanos(now_ns), &mut self.pool.cache()) {
+            self.pool.cache().free(first);
+        }
     }
 
     /// Give up everything.

@@ -5,8 +5,8 @@ use super::memory::{Block, Window};
 /// An owned buffer of the pool, with room in front of its content (headroom) and behind it (tailroom).
 ///
 /// Not counted by reference: it moves from owner to owner, across threads if need be. It is given back with
-/// [`super::PoolCache::free`]; dropping it works too, by way of the depot's lock. All bytes are always initialised (0 at
-/// first, what an earlier user left later).
+/// [`super::PoolCache::free`]; dropping it works too, by way of the depot's lock. All bytes are always initialised (0
+/// at first, what an earlier user left later).
 pub struct Buf(Window);
 
 const _: () = assert!(size_of::<Buf>() == 2 * size_of::<usize>() + 8 && size_of::<Option<Buf>>() == size_of::<Buf>());

@@ -86,8 +86,8 @@ impl PoolCache {
     }
 
     /// Maps a slab for a class of which little is left in the depot, so that no allocation waits for the system; tells
-    /// whether it tried, which takes tens of microseconds. To be called between turns, when nobody waits; next to nothing
-    /// when there is nothing to do.
+    /// whether it tried, which takes tens of microseconds. To be called between iterations, when nobody waits; next to
+    /// nothing when there is nothing to do.
     #[inline]
     pub fn preallocate(&mut self) -> bool {
         self.low != 0 && self.map_ahead()

@@ -14,7 +14,8 @@ const MAGAZINE_BYTES: usize = 512 * 1024;
 /// Buffers in a magazine of the depot when threads have no cache.
 const UNCACHED_MAGAZINE: usize = 64;
 
-/// Magazines that one turn of giving back takes apart under the lock (about 10 µs for workers that wait meanwhile).
+/// Magazines that one iteration of giving back takes apart under the lock (about 10 µs for workers that wait
+/// meanwhile).
 const REAP_STEP: usize = 8;
 
 /// Buffers of a full magazine of a class; 0 when the cache is off.
@@ -67,8 +68,8 @@ impl Shared {
         magazine_size(cache, class)
     }
 
-    /// Fills an empty magazine, in exchange or from slabs; grows the heap when there is nothing. Tells whether little is
-    /// left: then [`Self::preallocate`] is due.
+    /// Fills an empty magazine, in exchange or from slabs; grows the heap when there is nothing. Tells whether little
+    /// is left: then [`Self::preallocate`] is due.
     pub(super) fn take_magazine(
         self: &Arc<Self>,
         class: usize,
@@ -179,8 +180,8 @@ impl Shared {
         Ok(size_class)
     }
 
-    /// Maps a slab for the next need, if the class is still low; tells whether it tried. Nobody asked for it: a slab of any
-    /// class must still fit below the ceiling, and when the system has none, nothing is refused.
+    /// Maps a slab for the next need, if the class is still low; tells whether it tried. Nobody asked for it: a slab of
+    /// any class must still fit below the ceiling, and when the system has none, nothing is refused.
     pub(super) fn preallocate(self: &Arc<Self>, class: usize) -> bool {
         if !self.lock(class).is_low(low_watermark(class))
             || !self.reserve(slab_bytes(class), slab_bytes(CLASSES.len() - 1))
@@ -216,8 +217,8 @@ impl Shared {
         grown.is_ok()
     }
 
-    /// Gives up what a class holds idle: its spare slab, and its magazines if they can free a slab, since a refusal at the
-    /// ceiling must stay cheap.
+    /// Gives up what a class holds idle: its spare slab, and its magazines if they can free a slab, since a refusal at
+    /// the ceiling must stay cheap.
     fn make_room(&self, class: usize) {
         let mut size_class = self.lock(class);
         let (magazines, spare) = (size_class.full.len(), size_class.take_spare());
@@ -249,7 +250,8 @@ impl Shared {
         }
     }
 
-    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, and the `spare` one.
+    /// Takes the loose buffers of a class apart, if `loose`, and unmaps the slabs that are idle then, and the `spare`
+    /// one.
     fn reap_rest(&self, class: usize, loose: bool, spare: bool) {
         let mut size_class = self.lock(class);
         let mut idle = size_class.take_unused();
@@ -425,8 +427,8 @@ impl Pool {
     /// Unmaps what lay idle in the depot since the call before the last; meant to be called about once a second.
     ///
     /// Idle is what the depot never fell short of over two intervals, so a burst that returns within seconds finds its
-    /// memory still mapped; and a preallocated slab that was of no use since the last call. Buffers in threads' caches keep
-    /// their slabs: see [`PoolCache::flush`].
+    /// memory still mapped; and a preallocated slab that was of no use since the last call. Buffers in threads' caches
+    /// keep their slabs: see [`PoolCache::flush`].
     pub fn give_back(&self) {
         self.0.give_back();
     }

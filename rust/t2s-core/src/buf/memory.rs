@@ -1,10 +1,10 @@
 //! Raw memory of the pool: slabs cut into blocks. The only file of the core's pool that holds `unsafe`.
 //!
-//! The argument in short. A [`Slab`] owns one mapping and hands out [`Block`]s, each the sole owner of its part: an index
-//! is either in the slab's free list, beyond its carve mark, or represented by exactly one `Block` or [`Window`] (a block
-//! in use; each turns into the other by value). A slab unmaps only when every carved index is back, so what a block
-//! points to outlives the block. The slab's [`Header`] is immutable after its creation and freed together with the
-//! mapping. Everything else in the pool is safe code that moves blocks around.
+//! The argument in short. A [`Slab`] owns one mapping and hands out [`Block`]s, each the sole owner of its part: an
+//! index is either in the slab's free list, beyond its carve mark, or represented by exactly one `Block` or [`Window`]
+//! (a block in use; each turns into the other by value). A slab unmaps only when every carved index is back, so what a
+//! block points to outlives the block. The slab's [`Header`] is immutable after its creation and freed together with
+//! the mapping. Everything else in the pool is safe code that moves blocks around.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -76,8 +76,8 @@ unsafe impl Memory for HeapMemory {
 
     unsafe fn unmap(&self, start: NonNull<u8>, bytes: usize) {
         let Some(layout) = Self::layout(bytes) else { return };
-        // SAFETY: the caller passes a mapping of `map`, which wrote the allocation's address there; users of the mapping
-        // have no access to it.
+        // SAFETY: the caller passes a mapping of `map`, which wrote the allocation's address there; users of the
+        // mapping have no access to it.
         let raw = unsafe { start.add(bytes).cast::<NonNull<u8>>().read() };
         // SAFETY: allocated by `map` with the same layout; nobody uses it any more.
         unsafe { dealloc(raw.as_ptr(), layout) }
@@ -108,13 +108,14 @@ struct Header {
 
 /// One mapping, cut into blocks of one class.
 ///
-/// Invariant: of the indices `0..carved`, each is either once in `free` or held by exactly one [`Block`]; `carved` never
-/// passes `blocks`, and `blocks * CLASSES[class]` fits the mapping.
+/// Invariant: of the indices `0..carved`, each is either once in `free` or held by exactly one [`Block`]; `carved`
+/// never passes `blocks`, and `blocks * CLASSES[class]` fits the mapping.
 pub(super) struct Slab {
     header: NonNull<Header>,
     class: u8,
     blocks: u16,
-    /// Blocks below this index were handed out at least once; the pages of those above it were not touched since they came.
+    /// Blocks below this index were handed out at least once; the pages of those above it were not touched since they
+    /// came.
     carved: u16,
     free: Vec<u16>,
 }

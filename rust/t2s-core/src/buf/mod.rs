@@ -1,14 +1,15 @@
 //! The memory pool: size-classed buffers with a cache per thread, a shared depot and a hard ceiling.
 //!
 //! Every packet and every queued byte lives in a [`Buf`]. The design is Bonwick's (USENIX 2001, "Magazines and Vmem"):
-//! a [`PoolCache`] belongs to one thread and serves from two magazines (arrays of free buffers) per size class without a
-//! lock or an atomic read-modify-write; only when both are empty (or both full) does it exchange a whole magazine with
-//! the depot, under a lock. Below the depot lie slabs: mappings cut into buffers of one class, obtained through
-//! [`Memory`], so that an OS shell can hand in `mmap`. A thread that has a moment between its turns maps the next slab
-//! before it is needed ([`PoolCache::preallocate`]).
+//! a [`PoolCache`] belongs to one thread and serves from two magazines (arrays of free buffers) per size class without
+//! a lock or an atomic read-modify-write; only when both are empty (or both full) does it exchange a whole magazine
+//! with the depot, under a lock. Below the depot lie slabs: mappings cut into buffers of one class, obtained through
+//! [`Memory`], so that an OS shell can hand in `mmap`. A thread that has a moment between its iterations maps the next
+//! slab before it is needed ([`PoolCache::preallocate`]).
 //!
 //! Promises:
-//! * the heap never passes [`PoolConfig::ceiling_bytes`]; beyond it an allocation is refused and counted, nothing aborts;
+//! * the heap never passes [`PoolConfig::ceiling_bytes`]; beyond it an allocation is refused and counted, nothing
+//!   aborts;
 //! * a buffer that is dropped instead of freed goes back through the depot's lock: slower, never lost;
 //! * a buffer may outlive every handle of its pool; the last one to go takes the pool's memory with it;
 //! * memory that stayed idle is given back to the system by [`Pool::give_back`];

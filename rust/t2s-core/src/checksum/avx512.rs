@@ -16,7 +16,7 @@ use super::{Sum, swar};
 
 /// Bytes of a vector.
 const VECTOR: usize = 64;
-/// Bytes of a turn of the main loop: four vectors, so that four additions are in flight.
+/// Bytes of an iteration of the main loop: four vectors, so that four additions are in flight.
 const BLOCK: usize = 4 * VECTOR;
 /// Bytes that 32-bit lanes can take: each vector adds at most 2 * 65,535 to a lane, so 32,768 vectors (2 MiB) fit.
 const RUN: usize = 512 * 1024;

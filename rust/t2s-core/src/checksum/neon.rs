@@ -11,7 +11,7 @@ use super::{Sum, swar};
 
 /// Bytes of a vector.
 const VECTOR: usize = 16;
-/// Bytes of a turn of the main loop: four vectors, so that four additions are in flight.
+/// Bytes of an iteration of the main loop: four vectors, so that four additions are in flight.
 const BLOCK: usize = 4 * VECTOR;
 /// Bytes that 32-bit lanes can take: each vector adds at most 2 * 65,535 to a lane, so 32,768 vectors (512 KiB) fit
 /// into one; four sums share them.
@@ -54,8 +54,8 @@ impl Neon {
             let whole = src.len() - src.len() % BLOCK;
             let (blocks, rest) = src.split_at(whole);
             let (dst_blocks, dst_rest) = dst.split_at_mut(whole);
-            // SAFETY: `self` exists only if the CPU has NEON; both slices have this length (equal ones are cut equally),
-            // which is whole blocks, at most `RUN` bytes; a unique and a shared reference don't overlap.
+            // SAFETY: `self` exists only if the CPU has NEON; both slices have this length (equal ones are cut
+            // equally), which is whole blocks, at most `RUN` bytes; a unique and a shared reference don't overlap.
             total = unsafe { run::<true>(dst_blocks.as_mut_ptr(), blocks.as_ptr(), whole, total) };
             total = swar::copy_and_sum(dst_rest, rest, total);
         }

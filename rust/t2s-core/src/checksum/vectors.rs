@@ -1,11 +1,11 @@
 //! The way through a run that the x86 kernels share.
 //!
-//! A macro, because a function cannot be generic over instructions: what is not compiled for them is not inlined into what
-//! is.
+//! A macro, because a function cannot be generic over instructions: what is not compiled for them is not inlined into
+//! what is.
 
-/// Adds the whole vectors of `len` bytes to four sums, so that four additions are in flight; gives the offset of what is
-/// left, less than a vector. `take` loads the vector at an offset, of which `offset + VECTOR <= len` holds here. `VECTOR`,
-/// `BLOCK` (four of them) and `add_words` are the kernel's own.
+/// Adds the whole vectors of `len` bytes to four sums, so that four additions are in flight; gives the offset of what
+/// is left, less than a vector. `take` loads the vector at an offset, of which `offset + VECTOR <= len` holds here.
+/// `VECTOR`, `BLOCK` (four of them) and `add_words` are the kernel's own.
 macro_rules! add_vectors {
     ($sums:ident, $len:ident, $take:ident) => {{
         let mut at = 0;

@@ -1,5 +1,5 @@
-//! Made-up addresses for names: a query is answered at once from a private range, and a connection to such an address is
-//! dialled by name through the proxy.
+//! Made-up addresses for names: a query is answered at once from a private range, and a connection to such an address
+//! is dialled by name through the proxy.
 //!
 //! Promises: a name keeps its addresses, IPv4 and IPv6 in step, for as long as the range has room; then the name that
 //! was used longest ago loses them. Memory is bounded by the ranges and [`NAMES_MAX`]. Reserved addresses are given to
@@ -132,8 +132,8 @@ pub struct FakePool {
 }
 
 impl FakePool {
-    /// A pool over ranges, hashed under `hash_key`, that gives the addresses of `reserved` to nobody. `None` if there is
-    /// no room for a name beside them.
+    /// A pool over ranges, hashed under `hash_key`, that gives the addresses of `reserved` to nobody. `None` if there
+    /// is no room for a name beside them.
     pub fn new(ranges: FakeRanges, reserved: &[IpAddr], hash_key: [u64; 4]) -> Option<Self> {
         let room = ranges.room();
         let mut reserved: Vec<u32> =

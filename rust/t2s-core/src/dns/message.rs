@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Malformed;
-use super::name::{Name, skip};
+use super::name::{Name, Work, skip};
 
 /// Bytes of the header.
 pub(super) const HEADER: usize = 12;
@@ -149,7 +149,7 @@ impl<'a> Message<'a> {
         if header[4..6] != [0, 1] {
             return Err(Malformed::Questions);
         }
-        let question_end = skip(bytes, HEADER)? + 4;
+        let question_end = skip(bytes, HEADER, &mut Work::of(bytes))? + 4;
         if question_end > bytes.len() {
             return Err(Malformed::Truncated);
         }
@@ -234,7 +234,8 @@ impl<'a> Message<'a> {
 
     /// All records in order, and the error that ends a truncated response.
     fn records(&self) -> Records<'a> {
-        Records { bytes: self.bytes, at: self.question_end, left: [self.field(6), self.field(8), self.field(10)] }
+        let left = [self.field(6), self.field(8), self.field(10)];
+        Records { bytes: self.bytes, at: self.question_end, left, work: Work::of(self.bytes) }
     }
 
     /// The question as it stands in the message. The first name of a message has nothing to point to: its bytes can be
@@ -259,11 +260,13 @@ struct Records<'a> {
     at: usize,
     /// Records left in each section.
     left: [u16; 3],
+    /// What their names may still cost.
+    work: Work,
 }
 
 impl<'a> Records<'a> {
     fn read(&mut self, section: Section) -> Result<Record<'a>, Malformed> {
-        let fixed_at = skip(self.bytes, self.at)?;
+        let fixed_at = skip(self.bytes, self.at, &mut self.work)?;
         let fixed = self.bytes.get(fixed_at..fixed_at + RECORD).ok_or(Malformed::Truncated)?;
         let number = |at: usize| field(fixed, at).unwrap_or(0);
         let data_at = fixed_at + RECORD;
@@ -372,6 +375,41 @@ mod tests {
         assert_eq!((records[0].kind, records[1].kind), (Kind::CNAME, Kind::A));
         assert_eq!(records[1].name().to_string(), "host.example.org");
         assert_eq!(message.addresses().collect::<Vec<_>>(), [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))]);
+    }
+
+    /// A message of `total` bytes: one record whose data is a chain of pointers to a name of `labels` labels, then as
+    /// many records as fit, each named by the chain's end.
+    fn chained(total: usize, labels: usize, hops: usize) -> Vec<u8> {
+        let mut bytes = vec![0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        bytes.extend(b"\x01a".repeat(labels));
+        bytes.extend([0, 0, 1, 0, 1]);
+        bytes.extend([0, 0, 16, 0, 1, 0, 0, 0, 0]);
+        bytes.extend((2 * hops as u16).to_be_bytes());
+        let mut target = HEADER as u16;
+        for _ in 0..hops {
+            let at = bytes.len() as u16;
+            bytes.extend((0xc000 | target).to_be_bytes());
+            target = at;
+        }
+        let mut records = 1_u16;
+        while bytes.len() + 12 <= total {
+            bytes.extend((0xc000 | target).to_be_bytes());
+            bytes.extend([0, 16, 0, 1, 0, 0, 0, 0, 0, 0]);
+            records += 1;
+        }
+        bytes[6..8].copy_from_slice(&records.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn the_work_of_a_message_is_in_proportion_to_its_size() {
+        // A reverse name of IPv6 that many records name: what an honest server sends at most.
+        assert!(Message::parse(&chained(500, 34, 1)).is_ok());
+        assert!(Message::parse(&chained(60_000, 20, 1)).is_ok());
+        // A long name or a long chain that thousands of records name.
+        for (labels, hops) in [(127, 1), (1, 100), (1, 8_000), (100, 100)] {
+            assert_eq!(Message::parse(&chained(60_000, labels, hops)), Err(Malformed::Name), "{labels} {hops}");
+        }
     }
 
     proptest! {

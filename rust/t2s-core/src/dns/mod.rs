@@ -1,8 +1,8 @@
 //! DNS messages (RFC 1035): enough to tell queries from noise, to match answers with them, and to answer some.
 //!
-//! Promises: constant work a byte whatever the names say (compression pointers only lead backwards, RFC 1035,
-//! section 4.1.4), no allocation while parsing. Refuses: messages that end before their counts are met, names beyond 255
-//! bytes, questions other than exactly one. What is inside records is not looked at, addresses excepted.
+//! Promises: constant work a byte whatever the names say (compression pointers only lead backwards, RFC 1035, section
+//! 4.1.4), no allocation while parsing. Refuses: messages that end before their counts are met, names beyond 255 bytes,
+//! questions other than exactly one. What is inside records is not looked at, addresses excepted.
 
 mod fake;
 mod message;

@@ -10,6 +10,33 @@ use super::Malformed;
 pub(super) const NAME_MAX: usize = 255;
 /// Longest label, bytes.
 const LABEL_MAX: usize = 63;
+/// Pointers that one name may follow. It has 127 labels at most: a compressor that spends a pointer on each needs no
+/// more.
+const HOPS_MAX: u32 = 127;
+
+/// Steps (labels and pointers) that the names of one message may still take.
+///
+/// Names share their tails, so a message can name far more labels than it has bytes. What a record costs must stay in
+/// proportion to its size: a reverse name of IPv6 has 34 labels, a record that points to it 12 bytes and its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Work(u32);
+
+impl Work {
+    /// Steps for each byte of the message, and for any message.
+    const PER_BYTE: u32 = 2;
+    const BASE: u32 = 256;
+
+    /// What a message of this many bytes may cost.
+    pub(super) fn of(message: &[u8]) -> Self {
+        Self(Self::BASE + Self::PER_BYTE * u32::from(u16::try_from(message.len()).unwrap_or(u16::MAX)))
+    }
+
+    #[inline]
+    fn step(&mut self) -> Result<(), Malformed> {
+        self.0 = self.0.checked_sub(1).ok_or(Malformed::Name)?;
+        Ok(())
+    }
+}
 
 /// A name in wire form, lower case, without compression.
 #[derive(Clone, Copy)]
@@ -26,7 +53,7 @@ impl Name {
     /// Reads the name at `at` of a message, following compression; with it the offset behind it.
     pub(super) fn parse(message: &[u8], at: usize) -> Result<(Self, usize), Malformed> {
         let mut name = Self { len: 0, bytes: [0; NAME_MAX] };
-        let end = walk(message, at, |label| name.push(label))?;
+        let end = walk(message, at, &mut Work::of(message), |label| name.push(label))?;
         name.push(&[]);
         Ok((name, end))
     }
@@ -78,16 +105,16 @@ impl Name {
         })
     }
 
-    /// The name as a proxy is told it: `None` for the root, and for labels with anything but letters, digits, `-` and `_`,
-    /// which no host has (RFC 1123, section 2.1) and which might mean something where names are written as text.
+    /// The name as a proxy is told it: `None` for the root, and for labels with anything but letters, digits, `-` and
+    /// `_`, which no host has (RFC 1123, section 2.1) and which might mean something where names are written as text.
     pub fn host(&self) -> Option<String> {
         let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         let plain = self.labels().flatten().all(|&byte| good(byte));
         (plain && self.len > 1).then(|| self.to_string())
     }
 
-    /// The address that a name under `in-addr.arpa` (RFC 1035, section 3.5) or `ip6.arpa` (RFC 3596, section 2.5) stands
-    /// for.
+    /// The address that a name under `in-addr.arpa` (RFC 1035, section 3.5) or `ip6.arpa` (RFC 3596, section 2.5)
+    /// stands for.
     pub fn reverse(&self) -> Option<IpAddr> {
         let mut labels: Vec<&[u8]> = self.labels().collect();
         labels.reverse();
@@ -168,22 +195,24 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Checks the name at `at` and returns the offset behind it.
+/// Checks the name at `at` and returns the offset behind it; `work` is what is left to all names of the message.
 #[inline]
-pub(super) fn skip(message: &[u8], at: usize) -> Result<usize, Malformed> {
-    walk(message, at, |_| {})
+pub(super) fn skip(message: &[u8], at: usize, work: &mut Work) -> Result<usize, Malformed> {
+    walk(message, at, work, |_| {})
 }
 
 /// Visits the labels of the name at `at`; returns the offset behind it.
 ///
-/// A pointer must lead before the labels that it continues, so that each jump goes further back and the length limit
-/// ends every name.
+/// A pointer must lead before the labels that it continues, so that each jump goes further back. That alone leaves
+/// thousands of jumps to a name and thousands of names to a message: both have bounds.
 #[inline]
-fn walk(message: &[u8], mut at: usize, mut visit: impl FnMut(&[u8])) -> Result<usize, Malformed> {
+fn walk(message: &[u8], mut at: usize, work: &mut Work, mut visit: impl FnMut(&[u8])) -> Result<usize, Malformed> {
     let mut end = None;
     let mut start = at;
     let mut len = 1;
+    let mut hops = 0;
     loop {
+        work.step()?;
         let byte = *message.get(at).ok_or(Malformed::Truncated)?;
         match byte {
             0 => return Ok(end.unwrap_or(at + 1)),
@@ -199,7 +228,8 @@ fn walk(message: &[u8], mut at: usize, mut visit: impl FnMut(&[u8])) -> Result<u
             0xc0.. => {
                 let low = *message.get(at + 1).ok_or(Malformed::Truncated)?;
                 let target = usize::from(byte & 0x3f) << 8 | usize::from(low);
-                if target >= start || target < super::message::HEADER {
+                hops += 1;
+                if target >= start || target < super::message::HEADER || hops > HOPS_MAX {
                     return Err(Malformed::Name);
                 }
                 end.get_or_insert(at + 2);
@@ -290,13 +320,33 @@ mod tests {
             assert_eq!(Name::parse(&message(names), 12).map(|(_, end)| end), Err(error), "{names:?}");
         }
         let long = message(&b"\x3f0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde".repeat(4));
-        assert_eq!(skip(&[&long[..], &[0]].concat(), 12), Err(Malformed::Name));
+        let long = [&long[..], &[0]].concat();
+        assert_eq!(skip(&long, 12, &mut Work::of(&long)), Err(Malformed::Name));
+    }
+
+    #[test]
+    fn a_name_follows_a_bounded_number_of_pointers() {
+        // The root, then pointers, each to the one before it.
+        let chain = |pointers: u16| {
+            let mut bytes = message(b"\0");
+            let mut target = 12_u16;
+            for _ in 0..pointers {
+                let at = bytes.len() as u16;
+                bytes.extend((0xc000 | target).to_be_bytes());
+                target = at;
+            }
+            let at = bytes.len() - 2;
+            Name::parse(&bytes, at).map(|(name, _)| name)
+        };
+        assert_eq!(chain(HOPS_MAX as u16), Ok(Name::ROOT));
+        assert_eq!(chain(HOPS_MAX as u16 + 1), Err(Malformed::Name));
+        assert_eq!(chain(8_000), Err(Malformed::Name));
     }
 
     proptest! {
         #[test]
         fn any_bytes(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0xc0), 0u8..20], 0..400), at in 0usize..400) {
-            let skipped = skip(&bytes, at);
+            let skipped = skip(&bytes, at, &mut Work::of(&bytes));
             match Name::parse(&bytes, at) {
                 Ok((name, end)) => {
                     prop_assert_eq!(skipped, Ok(end));

@@ -1,15 +1,15 @@
 //! The flow map: five-tuple to a small value, sharded, keyed, bounded.
 //!
-//! A worker owns a shard and holds its lock for a batch of packets ([`FlowMap::lock`]), so nothing on the path waits; the
-//! lock is there for the others: statistics, and packets that the kernel steered to another queue. The hash is keyed with
-//! secrets from the configuration, so that clients cannot choose collisions. A shard is a dense array under an
-//! index made for steady churn: see `index`.
+//! A worker owns a shard and holds its lock for a batch of packets ([`FlowMap::lock`]), so nothing on the path waits;
+//! the lock is there for the others: statistics, and packets that the kernel steered to another queue. The hash is
+//! keyed with secrets from the configuration, so that clients cannot choose collisions. A shard is a dense array under
+//! an index made for steady churn: see `index`.
 //!
 //! Promises:
 //! * at most `capacity / shards` (rounded up) flows a shard; beyond, an insertion is refused, counted, and changes
 //!   nothing;
-//! * no allocation after construction and no rehash, ever; reserving touches no pages, they become resident as flows use
-//!   them;
+//! * no allocation after construction and no rehash, ever; reserving touches no pages, they become resident as flows
+//!   use them;
 //! * expiry and snapshots visit a bounded number of flows under one lock.
 //!
 //! Refused: more flows than the bound.

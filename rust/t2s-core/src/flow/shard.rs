@@ -69,8 +69,8 @@ fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
-/// Exclusive use of one shard. Keys must be passed with their own hash ([`super::FlowMap::hash`]) and to their own shard
-/// ([`super::FlowMap::shard_of`]); elsewhere they are simply not found.
+/// Exclusive use of one shard. Keys must be passed with their own hash ([`super::FlowMap::hash`]) and to their own
+/// shard ([`super::FlowMap::shard_of`]); elsewhere they are simply not found.
 pub struct ShardGuard<'a, V> {
     table: MutexGuard<'a, Table<V>>,
     counters: &'a ShardCounters,

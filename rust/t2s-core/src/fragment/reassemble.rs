@@ -2,14 +2,15 @@
 //!
 //! Promises: a datagram comes out once, when its last missing fragment came in, as one IP packet without a trace of
 //! fragmentation; fragments may come in any order and more than once; bytes of buffers, datagrams, fragments of a
-//! datagram and age stay within [`FragmentLimits`]; a datagram costs its fragments' memory until it is whole, never that
-//! of the largest one possible. When datagrams or bytes run out, the oldest incomplete datagram goes: under a flood of
-//! fragments that never complete, those that do (their parts come back to back) still get through.
+//! datagram and age stay within [`FragmentLimits`]; a datagram costs its fragments' memory until it is whole, never
+//! that of the largest one possible. When datagrams or bytes run out, the oldest incomplete datagram goes: under a
+//! flood of fragments that never complete, those that do (their parts come back to back) still get through.
 //!
-//! Refuses: empty fragments, ones not a multiple of 8 bytes long except the last, ends beyond 65,535 bytes (the "ping of
-//! death"), first fragments without the whole transport header and TCP fragments that could overwrite it (RFC 1858,
+//! Refuses: empty fragments, ones not a multiple of 8 bytes long except the last, ends beyond 65,535 bytes (the "ping
+//! of death"), first fragments without the whole transport header and TCP fragments that could overwrite it (RFC 1858,
 //! RFC 7112), overlaps (RFC 5722; later fragments of the same datagram then meet its tombstone, until it is too old),
-//! parts beyond the end that another fragment declared, mixtures of congestion marks that RFC 3168, section 5.3, forbids.
+//! parts beyond the end that another fragment declared, mixtures of congestion marks that RFC 3168, section 5.3,
+//! forbids.
 
 use core::net::IpAddr;
 
@@ -176,13 +177,24 @@ impl FragmentReassembler {
         }
     }
 
-    /// Gives up what is too old.
-    pub fn handle_timeout(&mut self, now: Instant, pool: &mut PoolCache) {
+    /// Gives up what is too old. Answers the first fragment of a datagram of which that came, so that its sender can be
+    /// told; call until `None`.
+    #[must_use]
+    pub fn handle_timeout(&mut self, now: Instant, pool: &mut PoolCache) -> Option<Buf> {
         while let Some(place) = self.age.first()
-            && self.datagrams.get(place as usize).is_some_and(|datagram| datagram.deadline <= now)
+            && let Some(datagram) = self.datagrams.get_mut(place as usize).filter(|it| it.deadline <= now)
         {
+            let first = datagram.take_first();
+            if let Some(first) = &first {
+                self.stats.bytes -= first.capacity() as u64;
+                self.lost.add(DropReason::FragmentTimeout);
+            }
             self.give_up(place, DropReason::FragmentTimeout, pool);
+            if first.is_some() {
+                return first;
+            }
         }
+        None
     }
 
     /// When something will be too old.
@@ -374,6 +386,17 @@ impl FragmentReassembler {
 }
 
 impl Datagram {
+    /// Takes the piece at offset 0 out, if it is there.
+    fn take_first(&mut self) -> Option<Buf> {
+        if self.pieces.first()?.start != 0 {
+            return None;
+        }
+        let first = self.pieces.remove(0);
+        self.received -= first.end - first.start;
+        self.footprint -= first.buf.capacity() as u64;
+        Some(first.buf)
+    }
+
     /// Where a fragment belongs among the pieces; `None` for an exact duplicate. An error says whether it poisons the
     /// datagram.
     fn fit(

@@ -35,8 +35,8 @@ impl Address {
         }
     }
 
-    /// Refuses a name that cannot be written: empty, too long, or with bytes that could end a line or a field of another
-    /// protocol (HTTP CONNECT carries the same names).
+    /// Refuses a name that cannot be written: empty, too long, or with bytes that could end a line or a field of
+    /// another protocol (HTTP CONNECT carries the same names).
     pub(crate) fn check(&self) -> Result<(), Error> {
         match self {
             Self::Ip(_) => Ok(()),

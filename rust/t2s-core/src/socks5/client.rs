@@ -109,8 +109,8 @@ impl Handshake {
         handshake
     }
 
-    /// Asks for `command` on `target`: now if the proxy is ready for it or the handshake is pipelined, else as soon as it
-    /// is. To be called once.
+    /// Asks for `command` on `target`: now if the proxy is ready for it or the handshake is pipelined, else as soon as
+    /// it is. To be called once.
     pub fn ask(&mut self, target: &Address, command: Command) -> Result<(), Error> {
         target.check()?;
         self.request.reserve(3 + super::address::ADDRESS_MAX);

@@ -1,8 +1,8 @@
-//! What both sides of a handshake do alike: stand somewhere, collect messages that arrive in pieces, and keep what is to
-//! be sent.
+//! What both sides of a handshake do alike: stand somewhere, collect messages that arrive in pieces, and keep what is
+//! to be sent.
 //!
-//! Promises: of the bytes given, those up to the end of the handshake are taken and no more; once failed, always failed.
-//! What a message means, and how long it is, is for each side to say.
+//! Promises: of the bytes given, those up to the end of the handshake are taken and no more; once failed, always
+//! failed. What a message means, and how long it is, is for each side to say.
 
 use core::fmt;
 

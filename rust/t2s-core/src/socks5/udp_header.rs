@@ -55,8 +55,9 @@ pub fn prepend(datagram: &mut Buf, address: SocketAddr) -> bool {
     datagram.prepend(header_len(address)).and_then(|room| emit(address, room)).is_some()
 }
 
-/// Puts the header for a name, which the relay resolves, in front of a datagram; false, and the datagram unchanged, if it
-/// has not that much headroom ([`DOMAIN_HEADER_MAX`] is always enough), or the name is empty or longer than 255 bytes.
+/// Puts the header for a name, which the relay resolves, in front of a datagram; false, and the datagram unchanged, if
+/// it has not that much headroom ([`DOMAIN_HEADER_MAX`] is always enough), or the name is empty or longer than 255
+/// bytes.
 #[must_use]
 pub fn prepend_domain(datagram: &mut Buf, name: &str, port: u16) -> bool {
     let Some(len) = u8::try_from(name.len()).ok().filter(|&len| len > 0) else { return false };

@@ -16,7 +16,7 @@ use crate::stats::{DropReason, Stage};
 use crate::time::Instant;
 use crate::udp::{Closed, SessionId};
 use crate::wire::icmp::{ERROR_MAX_V6, Icmp, IcmpError};
-use crate::wire::ip::{Ip, IpRepr};
+use crate::wire::ip::{Ip, IpRepr, parameter_problem};
 use crate::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use crate::wire::udp::{UDP_HEADER, Udp, UdpRepr};
 use crate::wire::virtio::{self, VirtioNetHdr};
@@ -185,6 +185,10 @@ impl Inner {
             return self.drop_reply(payload, DropReason::BadAddress);
         }
         let ip_len = if client.is_ipv4() { 20 } else { 40 };
+        let mtu = usize::from(self.mtu_to(now, client.ip()));
+        if gso_size != 0 && ip_len + UDP_HEADER + usize::from(gso_size) > mtu {
+            return self.cut_run(now, session, from, payload, gso_size);
+        }
         let len = payload.len() + UDP_HEADER;
         if len + if client.is_ipv4() { ip_len } else { 0 } > 65_535 {
             return self.drop_reply(payload, DropReason::TooBig);
@@ -213,8 +217,8 @@ impl Inner {
             udp.emit(header);
         }
         self.stats.datagrams_down += if gso_size == 0 { 1 } else { udp.payload_len.div_ceil(gso_size).into() };
-        if gso_size == 0 && ip_len + len > usize::from(self.config.mtu) {
-            return self.send_fragments(&ip, buf);
+        if gso_size == 0 && ip_len + len > mtu {
+            return self.send_fragments(&ip, buf, mtu as u16);
         }
         if let Some(header) = buf.prepend(ip_len) {
             ip.emit(header);
@@ -225,16 +229,28 @@ impl Inner {
         self.send_raw(buf, virtio, ip.src, ip.dst, protocol::UDP, ip_len);
     }
 
+    /// The path to the client takes less than the datagrams of a run, which the device would cut: each for itself.
+    fn cut_run(&mut self, now: Instant, session: SessionId, from: SocketAddr, run: Buf, size: u16) {
+        for part in run.as_slice().chunks(usize::from(size)) {
+            let Ok(copy) = self.pool.alloc_copy(part, DATAGRAM_HEADROOM) else {
+                self.stats.drops.add(DropReason::PoolExhausted);
+                break;
+            };
+            self.datagram(now, session, from, copy, 0);
+        }
+        self.pool.free(run);
+    }
+
     /// Sends a datagram (UDP header and payload in `buf`) in fragments.
-    fn send_fragments(&mut self, ip: &IpRepr, mut buf: Buf) {
+    fn send_fragments(&mut self, ip: &IpRepr, mut buf: Buf, mtu: u16) {
         // A fragment's checksum is the whole datagram's: no device completes it.
         wire::fill_transport_checksum(self.config.checksum, ip.src, ip.dst, protocol::UDP, buf.as_mut_slice());
-        self.send_parts(ip, buf);
+        self.send_parts(ip, buf, mtu);
     }
 
     /// Sends what stands behind an IP header in fragments.
-    fn send_parts(&mut self, ip: &IpRepr, upper: Buf) {
-        let Ok(fragments) = fragment(ip, upper.as_slice(), self.config.mtu, u32::from(ip.id)) else {
+    fn send_parts(&mut self, ip: &IpRepr, upper: Buf, mtu: u16) {
+        let Ok(fragments) = fragment(ip, upper.as_slice(), mtu, u32::from(ip.id)) else {
             return self.drop_reply(upper, DropReason::TooBig);
         };
         for fragment in fragments {
@@ -278,7 +294,7 @@ impl Inner {
         }
     }
 
-    pub(super) fn icmp_packet(&mut self, packet: Packet, ip: &Ip) -> Disposition {
+    pub(super) fn icmp_packet(&mut self, now: Instant, packet: Packet, ip: &Ip, map: &FlowMap<u32>) -> Disposition {
         let bytes = packet.buf.as_slice();
         if !packet.checksum_trusted && !wire::verify_transport(self.config.checksum, ip, bytes) {
             return self.refuse(packet, DropReason::IcmpMalformed);
@@ -286,6 +302,7 @@ impl Inner {
         self.probe.mark(Stage::Checksum);
         match Icmp::parse(ip, &bytes[usize::from(ip.payload)..]) {
             Ok(Icmp::EchoRequest(_)) if self.config.icmp_echo => {}
+            Ok(Icmp::Error { error: IcmpError::TooBig { mtu } }) => return self.too_big(now, packet, ip, mtu, map),
             Ok(_) => return self.refuse(packet, DropReason::IcmpIgnored),
             Err(reason) => return self.refuse(packet, reason),
         }
@@ -294,17 +311,13 @@ impl Inner {
             return self.refuse(packet, reason);
         }
         self.stats.icmp_echoes += 1;
-        if packet.buf.len() > usize::from(self.config.mtu) {
-            self.echo_in_fragments(ip, packet.buf);
-        } else {
-            self.enqueue_raw(packet.buf, VirtioNetHdr::default());
-        }
+        self.answer(now, ip, packet.buf);
         self.probe.mark(Stage::Datagram);
         Disposition::Accepted
     }
 
     /// A reply to a request that came in fragments leaves in fragments.
-    fn echo_in_fragments(&mut self, request: &Ip, mut reply: Buf) {
+    pub(super) fn echo_in_fragments(&mut self, request: &Ip, mut reply: Buf, mtu: u16) {
         let header = if request.is_v4() { 20 } else { 40 };
         reply.advance(header);
         self.ip_id = self.ip_id.wrapping_add(1);
@@ -318,7 +331,7 @@ impl Inner {
             id: self.ip_id,
             dont_fragment: false,
         };
-        self.send_parts(&ip, reply);
+        self.send_parts(&ip, reply, mtu);
     }
 
     /// An ICMP error about a packet that is here.
@@ -333,6 +346,26 @@ impl Inner {
             }
             None => self.pool.free(out),
         }
+    }
+
+    /// Refuses a packet whose IP headers are wrong; a sender of IPv6 learns where, if it may.
+    #[cold]
+    pub(super) fn misformed(&mut self, now: Instant, packet: Packet, reason: DropReason) -> Disposition {
+        if reason == DropReason::BadExtension
+            && let Some((ip, error)) = parameter_problem(packet.buf.as_slice())
+        {
+            self.send_error(now, &ip, packet.buf.as_slice(), error);
+        }
+        self.refuse(packet, reason)
+    }
+
+    /// Tells the sender of a datagram that was given up incomplete; `first` is its first fragment (RFC 1122, section
+    /// 3.3.2; RFC 8200, section 4.5).
+    pub(super) fn reassembly_late(&mut self, now: Instant, first: Buf) {
+        if let Ok(ip) = Ip::parse(first.as_slice()) {
+            self.send_error(now, &ip, first.as_slice(), IcmpError::TimeExceeded { code: 1 });
+        }
+        self.pool.free(first);
     }
 
     /// An ICMP error about a packet of which only the ends are still known.

@@ -14,8 +14,8 @@ use crate::wire::protocol;
 use crate::wire::virtio::{self, VirtioNetHdr};
 use crate::wire::{fill_pseudo_sum, fill_transport_checksum_parts};
 
-/// Segments that a flow may send in a row before the next flow's turn. With super-segments that is half a megabyte: long
-/// enough for the caches, short enough that a thousand mice do not wait for an elephant.
+/// Segments that a flow may send in a row before the next flow's iteration. With super-segments that is half a
+/// megabyte: long enough for the caches, short enough that a thousand mice do not wait for an elephant.
 const BURST: u32 = 8;
 
 /// Hop limit of packets to clients: they are one hop away, 64 is what hosts use (RFC 1700).

@@ -99,9 +99,9 @@ impl Life {
     }
 }
 
-/// Flows that may have something to send, one after the other. Each that is alive stands in it once at most; the ids of those that
-/// are not are skipped, and swept out before they outnumber the rest, so that a device that takes nothing does not make
-/// it grow.
+/// Flows that may have something to send, one after the other. Each that is alive stands in it once at most; the ids of
+/// those that are not are skipped, and swept out before they outnumber the rest, so that a device that takes nothing
+/// does not make it grow.
 #[derive(Debug, Default)]
 pub(super) struct TransmitQueue {
     ids: VecDeque<FlowId>,
@@ -113,7 +113,7 @@ pub(super) struct TransmitQueue {
 }
 
 impl TransmitQueue {
-    /// The flow whose turn it is. Entries in front of it that are stale go.
+    /// The flow whose iteration it is. Entries in front of it that are stale go.
     #[inline]
     pub(super) fn front(&mut self, flows: &Slab<Flow>) -> Option<FlowId> {
         while let Some(&id) = self.ids.front() {
@@ -415,7 +415,7 @@ impl Inner {
         self.arm(now, index);
     }
 
-    /// Turns the news of a flow into requests.
+    /// Iterations the news of a flow into requests.
     fn hear(&mut self, index: u32) {
         let Some(flow) = self.flows.at_mut(index) else { return };
         if flow.tcb.state() != State::SynPending
@@ -500,7 +500,9 @@ impl Inner {
                 break;
             }
         }
-        self.fragments.handle_timeout(now, &mut self.pool);
+        while let Some(first) = self.fragments.handle_timeout(now, &mut self.pool) {
+            self.reassembly_late(now, first);
+        }
         self.expire_sessions(now, most);
     }
 
@@ -532,8 +534,8 @@ impl Inner {
         self.stats.flows_refused += 1;
         let (client, target) = flow.ends();
         let seq = flow.tcb.client_isn();
-        // Once a SYN-ACK has left, neither silence nor ICMP says anything that a client must believe (RFC 5461): then it
-        // is a reset.
+        // Once a SYN-ACK has left, neither silence nor ICMP says anything that a client must believe (RFC 5461): then
+        // it is a reset.
         let unanswered = flow.tcb.state() == State::SynPending;
         let icmp = match how {
             Refusal::Refused | Refusal::Failed | Refusal::Timeout => None,
@@ -594,7 +596,12 @@ impl Inner {
 
     /// Takes one flow out of map and table, whatever it was doing.
     pub(super) fn reap_one(&mut self, index: u32, cursor: &mut ShardCursor<'_>) {
-        self.finish(self.flows.id_of(index), CloseReason::Finished);
+        if let Some(flow) = self.flows.at(index) {
+            // A client that dials anew while its upstream is being dialled has given the first attempt up.
+            let opening = matches!(flow.tcb.state(), State::SynPending | State::SynReceived);
+            let reason = if opening { CloseReason::ClientReset } else { CloseReason::Finished };
+            self.finish(self.flows.id_of(index), reason);
+        }
         let Some(flow) = self.flows.remove(index) else { return };
         self.changes = self.changes.wrapping_add(1);
         cursor.shard(flow.hash).remove(flow.hash, &flow.key);

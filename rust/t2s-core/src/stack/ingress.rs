@@ -23,8 +23,8 @@ const HOT: usize = 320;
 
 /// A TCP segment between the steps of a batch: checked, then looked up, then delivered.
 ///
-/// Each step runs over the whole batch before the next begins. The cache misses of a step (map, then flow) do not depend
-/// on each other, so the CPU overlaps them; one packet after another would wait for each in turn.
+/// Each step runs over the whole batch before the next begins. The cache misses of a step (map, then flow) do not
+/// depend on each other, so the CPU overlaps them; one packet after another would wait for each in turn.
 #[derive(Debug)]
 pub(super) struct PendingSegment {
     packet: Packet,
@@ -116,7 +116,7 @@ impl Inner {
     fn parse_packet(&mut self, now: Instant, mut packet: Packet, map: &FlowMap<u32>) -> Parsed {
         let mut ip = match Ip::parse(packet.buf.as_slice()) {
             Ok(ip) => ip,
-            Err(reason) => return Parsed::Done(self.refuse(packet, reason)),
+            Err(reason) => return Parsed::Done(self.misformed(now, packet, reason)),
         };
         self.probe.mark(Stage::Parse);
         if ip.fragment.is_some() {
@@ -133,15 +133,15 @@ impl Inner {
             ip = match Ip::parse(packet.buf.as_slice()) {
                 Ok(ip) if ip.fragment.is_none() => ip,
                 Ok(_) => return Parsed::Done(self.refuse(packet, DropReason::FragmentBad)),
-                Err(reason) => return Parsed::Done(self.refuse(packet, reason)),
+                Err(reason) => return Parsed::Done(self.misformed(now, packet, reason)),
             };
         }
         packet.buf.truncate(ip.total as usize);
         Parsed::Done(match ip.protocol {
             protocol::TCP => return self.parse_segment(packet, &ip, map),
             protocol::UDP => self.udp_packet(now, packet, &ip, map),
-            protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(packet, &ip),
-            protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(packet, &ip),
+            protocol::ICMP if ip.src.is_ipv4() => self.icmp_packet(now, packet, &ip, map),
+            protocol::ICMPV6 if ip.src.is_ipv6() => self.icmp_packet(now, packet, &ip, map),
             _ => {
                 self.send_error(now, &ip, packet.buf.as_slice(), IcmpError::ProtocolUnreachable);
                 self.refuse(packet, DropReason::Unsupported)
@@ -248,7 +248,7 @@ impl Inner {
         let isn = least.map_or(isn, |least| least.max(isn));
         let Inner { flows, config, pool, budget, memory, stats, .. } = self;
         let mut ctx = super::flows::context(now, config, pool, budget, memory, stats);
-        let tcb = Tcb::accept(&mut ctx, syn, isn, mss);
+        let tcb = Tcb::accept(&mut ctx, syn, isn, mss, key.src().is_ipv4());
         let Some(id) = flows.insert_with(|_| Flow::new(tcb, key, hash, now)) else {
             return Err(DropReason::FlowTableFull);
         };
@@ -259,6 +259,7 @@ impl Inner {
             return Err(DropReason::FlowTableFull);
         }
         self.changes = self.changes.wrapping_add(1);
+        self.limit_flow(now, id.index);
         self.stats.pending += 1;
         self.stats.flows_opened += 1;
         self.stats.flows_peak = self.stats.flows_peak.max(self.flows.len() as u64);
@@ -272,7 +273,8 @@ fn starts_flow(flags: Flags) -> bool {
     flags.syn() && !flags.intersects(Flags::ACK.with(Flags::RST).with(Flags::FIN))
 }
 
-/// Payload of a super-segment as Linux fills it, in whole segments: its 65,536 bytes less what it keeps for headers (320).
+/// Payload of a super-segment as Linux fills it, in whole segments: its 65,536 bytes less what it keeps for headers
+/// (320).
 const SUPER_SEGMENT: u16 = 65_000;
 
 /// The MSS that a client is told (RFC 9293, section 3.7.1): the MTU less both headers, or a little less where more then

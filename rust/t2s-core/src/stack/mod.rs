@@ -5,8 +5,8 @@
 //! [`Stack::shutdown`] and a drain no buffer, flow or timer is left. It refuses to do I/O, to read a clock, and to
 //! panic on untrusted bytes.
 //!
-//! The driver's turn: `handle_batch`, `handle_timeout` and the upstream calls (`connected`, `upstream_data`, …) in any
-//! order, then `poll_request` until it is empty, then `poll_transmit` until it is empty.
+//! The driver's iteration: `handle_batch`, `handle_timeout` and the upstream calls (`connected`, `upstream_data`, …) in
+//! any order, then `poll_request` until it is empty, then `poll_transmit` until it is empty.
 
 mod api;
 mod cursor;
@@ -15,6 +15,7 @@ mod egress;
 mod flows;
 mod ingress;
 mod owner;
+mod path_mtu;
 mod probe;
 mod slab;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::buf::{Buf, Pool, PoolCache};
 use crate::config::Config;
 use crate::fragment::FragmentReassembler;
 use crate::icmp::IcmpErrorLimiter;
+use crate::path_mtu::PathMtus;
 use crate::reassembly::Budget;
 use crate::tcp::BufferBudget;
 use crate::time::Instant;
@@ -84,6 +86,7 @@ struct Inner {
     budget: Budget,
     memory: BufferBudget,
     icmp_errors: IcmpErrorLimiter,
+    paths: PathMtus,
     stats: StackStats,
     requests: VecDeque<Request>,
     /// Segments between the steps of a batch; empty outside of one.
@@ -140,6 +143,7 @@ impl Stack {
             budget: Budget::new(config.stream.total_bytes),
             memory: BufferBudget::new(config.buffer_budget),
             icmp_errors: IcmpErrorLimiter::new(config.icmp_errors_per_second, now),
+            paths: PathMtus::default(),
             stats: StackStats::default(),
             requests: VecDeque::with_capacity(256),
             segments: Vec::with_capacity(256),
@@ -217,8 +221,8 @@ impl Stack {
         inner.end_batch(now, &mut ShardCursor::new(map));
     }
 
-    /// Runs at most so many timers of flows, and ends of sessions, that are due at `now`, so that a turn stays short when
-    /// many have one in the same tick; [`Stack::next_timeout`] says whether there are more.
+    /// Runs at most so many timers of flows, and ends of sessions, that are due at `now`, so that an iteration stays
+    /// short when many have one in the same tick; [`Stack::next_timeout`] says whether there are more.
     pub fn handle_some_timeouts(&mut self, now: Instant, most: usize) {
         let Self { map, inner } = self;
         let map = &map.map;
@@ -284,10 +288,10 @@ impl Stack {
         self.inner.config.offload = crate::config::Offload::default();
     }
 
-    /// Housekeeping between two turns, when nothing waits: gets memory ready that the next new flow or session would
-    /// have to touch for the first time, which takes microseconds, or the next packet would have to ask the system for,
-    /// which takes tens of them: true if so. At the cap of sessions, fetches the one that goes next. Next to nothing when
-    /// there is nothing to do.
+    /// Housekeeping between two iterations, when nothing waits: gets memory ready that the next new flow or session
+    /// would have to touch for the first time, which takes microseconds, or the next packet would have to ask the
+    /// system for, which takes tens of them: true if so. At the cap of sessions, fetches the one that goes next. Next
+    /// to nothing when there is nothing to do.
     pub fn prepare(&mut self) -> bool {
         let inner = &mut self.inner;
         inner.flows.prepare() | inner.sessions.prepare() | inner.pool.preallocate()

@@ -1,6 +1,7 @@
 //! The composer end to end: hand-made packets in, requests and packets out, nothing left behind.
 
 mod datagrams;
+mod path_mtu;
 
 use core::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -80,10 +81,13 @@ impl Bench {
 
     /// SYN, upstream, SYN-ACK, ACK.
     fn open(&mut self, client: &str, server: &str) -> (FlowId, Client) {
-        let mut peer = Client::new(client, server);
+        self.open_as(Client::new(client, server))
+    }
+
+    fn open_as(&mut self, mut peer: Client) -> (FlowId, Client) {
         self.feed(&peer.syn());
-        let [Request::Connect { flow, client: from, target }] = self.requests()[..] else { panic!("no connect") };
-        assert_eq!((from, target), (at(client), at(server)));
+        let [Request::Connect { flow, client, target }] = self.requests()[..] else { panic!("no connect") };
+        assert_eq!((client, target), (peer.here, peer.there));
         assert!(self.packets().is_empty(), "the SYN-ACK waits for the upstream");
         self.stack.connected(self.now, flow);
         let (segment, _) = self.one_segment();
@@ -119,11 +123,12 @@ struct Client {
     there: SocketAddr,
     seq: SeqNumber,
     ack: SeqNumber,
+    mss: Option<u16>,
 }
 
 impl Client {
     fn new(here: &str, there: &str) -> Self {
-        Self { here: at(here), there: at(there), seq: SeqNumber(7_000), ack: SeqNumber(0) }
+        Self { here: at(here), there: at(there), seq: SeqNumber(7_000), ack: SeqNumber(0), mss: Some(1460) }
     }
 
     fn syn(&mut self) -> Vec<u8> {
@@ -135,7 +140,7 @@ impl Client {
     fn segment(&self, flags: Flags, payload: &[u8]) -> Vec<u8> {
         let mut options = Options::NONE;
         if flags.syn() {
-            options.mss = Some(1460);
+            options.mss = self.mss;
         }
         let repr = TcpRepr {
             src_port: self.here.port(),
@@ -235,6 +240,20 @@ fn a_connection_lives_and_ends_without_remains() {
         assert_eq!(bench.requests(), [Request::Closed(flow, CloseReason::Finished)]);
         assert!(!bench.stack.is_open(flow));
         bench.assert_empty();
+    }
+}
+
+#[test]
+fn a_client_that_announces_no_mss_gets_what_each_host_takes() {
+    // RFC 9293, section 3.7.1: 536 for IPv4, 1,220 for IPv6.
+    for (client, server, most) in [(CLIENT, SERVER, 536), ("[fd00::2]:40000", "[2001:db8::7]:80", 1_220)] {
+        let mut bench = Bench::new(|_| {});
+        let (flow, _) = bench.open_as(Client { mss: None, ..Client::new(client, server) });
+        let data = bench.buf(&[7; 3_000]);
+        assert!(bench.stack.upstream_data(bench.now, flow, data).is_ok());
+        let longest = bench.packets().iter().map(|packet| parse_tcp(packet).1.len()).max();
+        assert_eq!(longest, Some(most));
+        bench.shut_down();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The flow map that the workers of one driver share, sized for their stacks.
 //!
-//! Promises: a stack below its cap of flows is never refused a place here. A flow that was evicted keeps its place until
-//! its last segment has left, so each worker has room for some of these beyond its cap.
+//! Promises: a stack below its cap of flows is never refused a place here. A flow that was evicted keeps its place
+//! until its last segment has left, so each worker has room for some of these beyond its cap.
 
 use super::flows::EVICT_SLACK;
 use super::owner;

@@ -1,8 +1,8 @@
 //! From SYN to established: options, the SYN-ACK (at once or after the upstream's answer), and refusal.
 //!
 //! In `SynAck::AfterConnect` a flow starts in [`State::SynPending`]: the client's SYN retransmissions are swallowed
-//! until [`Tcb::connected`] or [`Tcb::refused`]. In `SynAck::Immediate` the SYN-ACK is owed at once, bytes of the client
-//! are queued while the upstream is being dialled, and a refusal resets an established connection.
+//! until [`Tcb::connected`] or [`Tcb::refused`]. In `SynAck::Immediate` the SYN-ACK is owed at once, bytes of the
+//! client are queued while the upstream is being dialled, and a refusal resets an established connection.
 
 use super::{CloseReason, Ctx, Events, Recovery, State, Tcb, facts, owed};
 use crate::config::{SynAck, TcpConfig};
@@ -11,11 +11,14 @@ use crate::time::Instant;
 use crate::wire::tcp::{Flags, SeqNumber, Tcp, WINDOW_SCALE_MAX};
 
 use super::congestion::Controller;
+use super::path::Narrow;
 use super::queue::ByteQueue;
 use super::rtt::Rtt;
 
-/// MSS of a client that announces none (RFC 9293, section 3.7.1).
-const MSS_DEFAULT: u16 = 536;
+/// MSS of a client that announces none: the least packet that each host takes, less both headers (RFC 9293, section
+/// 3.7.1, MUST-15).
+const MSS_DEFAULT_V4: u16 = 536;
+const MSS_DEFAULT_V6: u16 = 1_220;
 
 /// Least MSS that is taken seriously, bytes: below, headers outweigh payload and each window costs thousands of
 /// segments (the attack that CVE-2019-11479 describes).
@@ -41,11 +44,11 @@ impl Tcb {
     /// A flow from the client's SYN.
     ///
     /// `isn` is our initial sequence number (RFC 6528), `local_mss` what we announce: the device's MTU without IP and
-    /// TCP headers. Data on the SYN is not taken. Events: [`Events::CONNECT_WANTED`].
-    pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16) -> Self {
+    /// TCP headers; `v4` says which IP. Data on the SYN is not taken. Events: [`Events::CONNECT_WANTED`].
+    pub fn accept(ctx: &mut Ctx<'_>, syn: &Tcp, isn: SeqNumber, local_mss: u16, v4: bool) -> Self {
         ctx.tcp.accepted += 1;
         let options = &syn.options;
-        let mut facts = 0;
+        let mut facts = if v4 { facts::V4 } else { 0 };
         let (mut rcv_shift, mut snd_shift) = (0, 0);
         if let Some(shift) = options.window_scale {
             facts |= facts::SCALING;
@@ -55,7 +58,8 @@ impl Tcb {
         if options.sack_permitted {
             facts |= facts::SACK;
         }
-        let mut mss = options.mss.unwrap_or(MSS_DEFAULT).min(local_mss).max(MSS_MIN);
+        let default = if v4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let mut mss = options.mss.unwrap_or(default).min(local_mss).max(MSS_MIN);
         let mut ts_recent = 0;
         if let Some((value, _)) = options.timestamp {
             facts |= facts::TIMESTAMPS;
@@ -114,6 +118,7 @@ impl Tcb {
             iss: isn,
             irs: syn.seq,
             local_mss,
+            narrow: Narrow::default(),
             out_of_order: None,
             scoreboard: None,
             #[cfg(test)]
@@ -139,8 +144,8 @@ impl Tcb {
 
     /// The upstream could not be reached.
     ///
-    /// Before the handshake [`Refusal::Silent`] ends the flow without a segment; [`Refusal::Reset`] answers the SYN with
-    /// RST (RFC 9293, section 3.10.7.1).
+    /// Before the handshake [`Refusal::Silent`] ends the flow without a segment; [`Refusal::Reset`] answers the SYN
+    /// with RST (RFC 9293, section 3.10.7.1).
     pub fn refused(&mut self, ctx: &mut Ctx<'_>, how: Refusal) {
         if self.state == State::Closed {
             self.forget_unread(ctx);
@@ -150,17 +155,34 @@ impl Tcb {
         self.close(ctx, CloseReason::Refused, !silent);
     }
 
-    /// Whether `syn` opens a new connection over a flow that is only waiting for stray segments (RFC 9293, section
-    /// 3.10.7.4: TIME-WAIT): the caller then releases this one and accepts anew, with an ISN above [`Tcb::next_isn`].
+    /// Whether `syn` opens a new connection over this flow; the caller then releases this one and accepts anew, with an
+    /// ISN above [`Tcb::next_isn`].
+    ///
+    /// So it is when the flow is only waiting for stray segments (RFC 9293, section 3.10.7.4: TIME-WAIT; RFC 6191,
+    /// section 2, where timestamps decide), and when the SYN-ACK is still withheld: nothing was said to the client that
+    /// dialled first, so who dials now from the same port is the one to be answered.
     pub fn may_reopen(&self, syn: &Tcp) -> bool {
-        if self.state == State::Closed {
-            return self.recv.is_empty();
+        if !syn.flags.syn() || syn.flags.ack() {
+            return false;
         }
-        let newer = match syn.options.timestamp {
-            Some((value, _)) if self.fact(facts::TIMESTAMPS) => value.wrapping_sub(self.ts_recent) as i32 > 0,
-            _ => false,
+        let newer = || match syn.options.timestamp {
+            Some((value, _)) if self.fact(facts::TIMESTAMPS) && value != self.ts_recent => {
+                value.wrapping_sub(self.ts_recent) as i32 > 0
+            }
+            _ => syn.seq.gt(self.rcv_nxt),
         };
-        self.state == State::TimeWait && self.recv.is_empty() && syn.flags.syn() && (newer || syn.seq.gt(self.rcv_nxt))
+        match self.state {
+            State::Closed => self.recv.is_empty(),
+            State::TimeWait => self.recv.is_empty() && newer(),
+            State::SynPending => syn.seq != self.irs,
+            State::SynReceived
+            | State::Established
+            | State::CloseWait
+            | State::FinWait1
+            | State::FinWait2
+            | State::Closing
+            | State::LastAck => false,
+        }
     }
 
     /// The sequence number of the client's SYN.
@@ -179,44 +201,47 @@ impl Tcb {
         self.owed |= owed::SYN_ACK;
     }
 
-    /// A segment before the handshake is over. True if it completed the handshake and is to be processed further.
+    /// A segment before the handshake is over, in the order of RFC 9293, section 3.10.7.4. True if it completed the
+    /// handshake and is to be processed further.
     pub(super) fn handle_opening(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp, payload_len: u32) -> bool {
         debug_assert!(matches!(self.state, State::SynPending | State::SynReceived), "only while opening");
+        if seg.flags.syn() && !seg.flags.intersects(Flags::ACK.with(Flags::RST)) && seg.seq == self.irs {
+            // The client did not get our SYN-ACK, or waits for the one that is withheld.
+            if self.state == State::SynReceived && self.snd_nxt != self.iss {
+                self.owed |= owed::SYN_ACK;
+            }
+            ctx.counts.add(DropReason::TcpDuplicate);
+            return false;
+        }
+        // First: the sequence number, which an acknowledgement answers. While the SYN-ACK is withheld nothing can be
+        // said.
+        if let Err(reason) = self.check_sequence(ctx, seg, payload_len) {
+            ctx.counts.add(reason);
+            if seg.flags.syn() {
+                self.hasten_syn_ack(ctx);
+            }
+            return false;
+        }
+        // Second: RST, by RFC 5961, section 3.2, as in the other states.
         if seg.flags.rst() {
-            // A RST is acceptable at RCV.NXT only (RFC 5961, section 3.2); before our SYN-ACK the client can know
-            // nothing but its own SYN, whose successor that is.
-            if seg.seq == self.rcv_nxt || seg.seq == self.irs {
-                ctx.tcp.resets_in += 1;
-                self.close(ctx, CloseReason::PeerReset, false);
-            } else {
-                ctx.counts.add(DropReason::TcpOutOfWindow);
-            }
+            self.handle_rst(ctx, seg);
             return false;
         }
+        // Fourth: a SYN in the window. A passive connection goes back to LISTEN, without a word.
         if seg.flags.syn() {
-            if seg.seq == self.irs && !seg.flags.ack() {
-                if self.state == State::SynReceived && self.snd_nxt != self.iss {
-                    self.owed |= owed::SYN_ACK;
-                }
-                ctx.counts.add(DropReason::TcpDuplicate);
-            } else {
-                ctx.counts.add(DropReason::TcpChallenged);
-            }
+            ctx.counts.add(DropReason::TcpChallenged);
+            self.close(ctx, CloseReason::PeerReset, false);
             return false;
         }
+        // Fifth: the acknowledgement. An unacceptable one is answered with RST.
         if !seg.flags.ack() {
             ctx.counts.add(DropReason::TcpMalformed);
             return false;
         }
         if self.state == State::SynPending || seg.ack.le(self.snd_una) || seg.ack.gt(self.snd_nxt) {
-            // RFC 9293, section 3.10.7.4: an unacceptable acknowledgement in SYN-RECEIVED is answered with RST.
             ctx.counts.add(DropReason::TcpChallenged);
             self.owed |= owed::RESET_REPLY;
             self.reset_seq = seg.ack;
-            return false;
-        }
-        if let Err(reason) = self.check_sequence(ctx, seg, payload_len) {
-            ctx.counts.add(reason);
             return false;
         }
         self.state = State::Established;
@@ -241,6 +266,15 @@ impl Tcb {
         }
         self.arm_slow_timer(ctx);
         true
+    }
+
+    /// A client dials anew while our SYN-ACK to its predecessor is unanswered. The acknowledgement that it gets may be
+    /// lost on a host that tracks connections; the SYN-ACK makes it send RST, and so it does not wait for the end of a
+    /// long back-off. It counts as one of the retransmissions.
+    fn hasten_syn_ack(&mut self, ctx: &Ctx<'_>) {
+        if self.state == State::SynReceived && self.rto_at != Instant::FAR {
+            self.rto_at = self.rto_at.min(ctx.now.plus(ctx.config.rto_min));
+        }
     }
 
     /// The options and flags of the SYN-ACK.

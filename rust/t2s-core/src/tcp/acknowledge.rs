@@ -1,7 +1,7 @@
 //! The client's acknowledgements: what they free, what they say about loss, and the recovery that follows.
 //!
-//! Loss is found by SACK (RFC 6675), by three duplicates (RFC 5681), or by the timer; recovery ends when everything that
-//! was outstanding at its start is acknowledged. What to retransmit in it, and when, is the business of `send`.
+//! Loss is found by SACK (RFC 6675), by three duplicates (RFC 5681), or by the timer; recovery ends when everything
+//! that was outstanding at its start is acknowledged. What to retransmit in it, and when, is the business of `send`.
 
 use super::sack::{DUP_THRESH, Scoreboard};
 use super::send::ROOM_WORTH;
@@ -48,9 +48,11 @@ impl Tcb {
             self.unanswered = 0;
         }
         if self.fact(facts::PERSIST) && self.snd_wnd > 0 {
-            self.clear_fact(facts::PERSIST);
+            // The window has opened. If it is too small still, what waits goes out at the override timeout, counted
+            // from when it began to wait: a client that goes on sending must not put it off (RFC 9293, section
+            // 3.8.6.2.1).
             self.backoff = 0;
-            self.rto_at = Instant::FAR;
+            self.rto_at = self.rto_at.min(ctx.now.plus(self.override_timeout(ctx)));
         }
         if self.recovery == Recovery::Open && self.view().is_head_lost() {
             self.enter_recovery(ctx);
@@ -104,7 +106,8 @@ impl Tcb {
         if !self.fact(facts::SACK) {
             self.duplicate_bytes = self.duplicate_bytes.saturating_add(u32::from(self.mss)).min(self.flight());
         }
-        // Without SACK, duplicates of an earlier recovery's retransmissions are not loss (RFC 6582, section 3.2, step 2).
+        // Without SACK, duplicates of an earlier recovery's retransmissions are not loss (RFC 6582, section 3.2, step
+        // 2).
         let new_loss = sacked || self.snd_una.gt(self.recovery_point);
         if self.recovery == Recovery::Open && self.duplicate_acks >= DUP_THRESH && new_loss {
             self.enter_recovery(ctx);
@@ -183,7 +186,7 @@ impl Tcb {
             }
             Recovery::Fast => {
                 if self.snd_una.ge(self.recovery_point) {
-                    self.cc.on_recovered(self.flight(), mss);
+                    self.cc.on_recovered(self.flight(), mss, self.fact(facts::SACK));
                     self.end_recovery();
                 } else {
                     // Partial acknowledgement: each duplicate before it stood for one of the segments that it covers,

@@ -1,7 +1,7 @@
 //! Memory that the queues of a worker's flows share.
 
-/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and what
-/// a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
+/// What all receive windows of a worker may grow beyond their floor, bytes. All of it may be on the way at once, and
+/// what a device's queue does not hold is lost: Linux gives a TUN queue 500 packets, 32 MB in super-segments.
 pub(super) const WINDOW_GROWTH: u64 = 32 << 20;
 
 /// Payload bytes queued over all flows of one worker, in both directions, against a limit.

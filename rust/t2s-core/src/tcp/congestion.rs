@@ -95,9 +95,12 @@ impl Controller {
         self.cwnd = self.ssthresh;
     }
 
-    /// Fast recovery ended with `flight` bytes outstanding (RFC 6582, section 3.2, step 3, option 1).
-    pub(super) fn on_recovered(&mut self, flight: u32, mss: u32) {
-        self.cwnd = self.ssthresh.min(flight.max(mss) + mss).max(2 * mss);
+    /// Fast recovery ended with `flight` bytes outstanding. With SACK the pipe has been kept at the threshold all
+    /// along, and the window stays there (RFC 6675, section 5); without, the threshold could let out a burst (RFC 6582,
+    /// section 3.2, step 3, option 1).
+    pub(super) fn on_recovered(&mut self, flight: u32, mss: u32, sack: bool) {
+        let most = if sack { u32::MAX } else { flight.max(mss).saturating_add(mss) };
+        self.cwnd = self.ssthresh.min(most).max(2 * mss);
     }
 
     /// The retransmission timer expired; `first` of its kind in a row (RFC 5681, section 3.1).
@@ -227,6 +230,19 @@ mod tests {
     }
 
     #[test]
+    fn recovery_ends_at_the_threshold_with_sack_and_carefully_without() {
+        for kind in [CongestionControl::NewReno, CongestionControl::Cubic] {
+            for (sack, window) in [(true, None), (false, Some(2 * MSS))] {
+                let mut controller = Controller::new(kind, MSS);
+                controller.on_loss(10 * MSS, MSS);
+                let threshold = controller.window();
+                controller.on_recovered(0, MSS, sack);
+                assert_eq!(controller.window(), window.unwrap_or(threshold));
+            }
+        }
+    }
+
+    #[test]
     fn does_not_grow_unless_limited() {
         for kind in [CongestionControl::NewReno, CongestionControl::Cubic] {
             let mut controller = Controller::new(kind, MSS);
@@ -247,8 +263,10 @@ mod tests {
             }
             controller.on_loss(0, 65_000);
             assert_eq!(controller.window(), 130_000);
-            controller.on_recovered(0, 65_000);
+            controller.on_recovered(0, 65_000, false);
             assert_eq!(controller.window(), 130_000);
+            controller.on_recovered(u32::MAX, 65_000, false);
+            assert!(controller.window() <= WINDOW_MAX);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | `sack` | scoreboard of the peer's SACK blocks (RFC 2018, 6675) |
 //! | `congestion` | `NewReno` and CUBIC windows |
 //! | `rtt` | round-trip estimation and RTO (RFC 6298) |
+//! | `path` | segments that fit the path to the client |
 //! | `timer` | deadlines: retransmission, persist, delayed ACK, keepalive, idle, TIME-WAIT |
 //! | `teardown` | FIN both ways, RST, abort |
 //! | `queue` | byte queues of pooled buffers |
@@ -22,7 +23,8 @@
 //!
 //! Promises: RFC 9293 (passive side), 7323 (window scale, timestamps, PAWS), 2018 and 6675 (SACK both ways, limited
 //! transmit of RFC 3042 included), 6298 (RTO with Karn's rule), 5681/6582 or 9438 (congestion control), 5961 (blind
-//! attacks), 1122 (delayed ACK, silly window avoidance on both sides, keepalive). Nothing a client sends panics.
+//! attacks), 1191 and 8201 (path MTU, with a fall-back where nobody tells it), 1122 (delayed ACK, silly window
+//! avoidance on both sides, keepalive). Nothing a client sends panics.
 //!
 //! Refuses, on purpose:
 //! - LISTEN is the stack's (a SYN without a flow makes a [`Tcb`]); SYN-SENT and simultaneous open do not occur, since a
@@ -36,6 +38,7 @@ mod accept;
 mod acknowledge;
 mod budget;
 mod congestion;
+mod path;
 mod queue;
 mod receive;
 mod rtt;
@@ -57,6 +60,7 @@ use crate::time::Instant;
 use crate::wire::tcp::{SeqNumber, TcpRepr};
 
 use congestion::Controller;
+use path::Narrow;
 use queue::ByteQueue;
 use rtt::Rtt;
 use sack::Scoreboard;
@@ -155,7 +159,8 @@ pub struct OutSegment {
 /// One TCP flow of the passive side.
 ///
 /// Hot fields come first and in the order of use: an in-order data segment touches the first three lines, a pure
-/// acknowledgement the send queue's as well, neither anything behind a box. Reassembly and scoreboard are boxed and made on first use.
+/// acknowledgement the send queue's as well, neither anything behind a box. Reassembly and scoreboard are boxed and
+/// made on first use.
 #[repr(C)]
 pub struct Tcb {
     state: State,
@@ -239,6 +244,8 @@ pub struct Tcb {
     irs: SeqNumber,
     /// The MSS that we announce.
     local_mss: u16,
+    /// The path takes less than both ends.
+    narrow: Narrow,
     /// Tests hold the general path against the fast one.
     #[cfg(test)]
     forced_slow: bool,
@@ -290,6 +297,10 @@ mod facts {
     pub(super) const CLOSED_TOLD: u16 = 4096;
     /// A window probe put the byte at `snd_nxt` on the wire: the client may acknowledge it.
     pub(super) const PROBED: u16 = 8192;
+    /// The client speaks IPv4.
+    pub(super) const V4: u16 = 16_384;
+    /// Segments are smaller than both ends take: [`super::Narrow`].
+    pub(super) const NARROW: u16 = 32_768;
 }
 
 /// Loss recovery of the sending side.

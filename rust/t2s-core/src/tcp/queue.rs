@@ -23,8 +23,8 @@ struct Entry {
 
 /// Bytes in order, in pooled buffers.
 ///
-/// Most queues hold one buffer at most: it lies in the queue itself, so that a flow's first byte takes no memory but its
-/// buffer's, and a cold flow costs no cache miss for a list of one.
+/// Most queues hold one buffer at most: it lies in the queue itself, so that a flow's first byte takes no memory but
+/// its buffer's, and a cold flow costs no cache miss for a list of one.
 #[derive(Default)]
 pub(super) struct ByteQueue {
     front: Option<Buf>,

@@ -11,11 +11,11 @@ use super::{CloseReason, Ctx, Events, State, Tcb, facts, owed};
 use crate::buf::{Buf, PoolCache};
 use crate::reassembly::{Budget, Insert, StreamReassembler};
 use crate::stats::DropReason;
-use crate::time::SECONDS;
+use crate::time::{Instant, SECONDS};
 use crate::wire::tcp::SeqNumber;
 
 /// Silence after which a grown window is no longer justified, nanoseconds.
-const WINDOW_IDLE: u64 = 10 * SECONDS;
+pub(super) const WINDOW_IDLE: u64 = 10 * SECONDS;
 
 /// Segments after which an acknowledgement is due (RFC 9293, section 3.8.6.3; RFC 5681, section 4.2).
 const ACK_EVERY: u8 = 2;
@@ -44,9 +44,12 @@ impl Tcb {
                 self.grow_window(ctx);
             }
             if self.state == State::Closed {
+                self.slow_at = Instant::FAR;
                 self.tell_closed();
                 return;
             }
+        } else if self.state == State::Closed && taken > 0 {
+            self.arm_unread_timer(ctx);
         }
         if taken > 0 && self.state.may_receive() && self.is_update_due(ctx) {
             self.owed |= owed::ACK;
@@ -70,7 +73,7 @@ impl Tcb {
         self.unacked_segments = self.unacked_segments.saturating_add(1 + u8::from(len > u32::from(self.mss)));
         if self.unacked_segments >= ACK_EVERY {
             self.owed |= owed::ACK;
-        } else if self.ack_at == crate::time::Instant::FAR {
+        } else if self.ack_at == Instant::FAR {
             self.ack_at = ctx.now.plus(ctx.config.delayed_ack);
         }
     }
@@ -194,18 +197,26 @@ impl Tcb {
         if more > 0 && ctx.memory.grow(more) {
             self.recv_capacity += more;
             self.recv_grown += more;
+            self.watch_window(ctx);
         }
     }
 
-    /// A segment came after a silence: a window that grew before it is no longer justified.
+    /// A segment came, after a silence perhaps.
     #[inline]
     pub(super) fn note_received(&mut self, ctx: &mut Ctx<'_>) {
-        if self.recv_grown > 0 && ctx.now.since(self.last_received) > WINDOW_IDLE {
+        if self.recv_grown > 0 {
+            self.shrink_idle_window(ctx);
+        }
+        self.last_received = ctx.now;
+    }
+
+    /// After a silence a window that grew before it is no longer justified: its growth is given to flows that move.
+    pub(super) fn shrink_idle_window(&mut self, ctx: &mut Ctx<'_>) {
+        if ctx.now.since(self.last_received) >= WINDOW_IDLE {
             ctx.memory.shrink(self.recv_grown);
             self.recv_capacity -= self.recv_grown;
             self.recv_grown = 0;
         }
-        self.last_received = ctx.now;
     }
 
     /// How far the window may open beyond `RCV.NXT`, bytes.
@@ -226,8 +237,8 @@ impl Tcb {
         (self.recv_capacity / 2).min(u32::from(self.mss)).max(1)
     }
 
-    /// Whether the client should hear that the window has opened: it was nearly closed, or opened by half while less than
-    /// a third is left. Senders hold back from about there; before, acknowledgements of data tell it in time.
+    /// Whether the client should hear that the window has opened: it was nearly closed, or opened by half while less
+    /// than a third is left. Senders hold back from about there; before, acknowledgements of data tell it in time.
     fn is_update_due(&self, ctx: &Ctx<'_>) -> bool {
         let current = (self.rcv_adv - self.rcv_nxt).max(0) as u32;
         let open = self.open_window(ctx) >> self.rcv_shift << self.rcv_shift;

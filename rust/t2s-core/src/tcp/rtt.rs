@@ -51,15 +51,18 @@ impl Rtt {
     }
 
     /// The timeout after `backoff` timeouts in a row, nanoseconds (RFC 6298, section 2 and 5.5).
+    ///
+    /// The configured minimum is one of the deviation's part, as in Linux and FreeBSD: on a long path whose deviation
+    /// has decayed, a minimum of the whole would leave no room for an acknowledgement that the client delays.
     #[inline]
     pub(super) fn timeout(&self, config: &TcpConfig, backoff: u8) -> u64 {
         let base = if self.srtt8 == 0 {
-            config.rto_initial
+            config.rto_initial.max(config.rto_min)
         } else {
-            u64::from(self.srtt8 / 8 + self.rttvar4.max(GRANULARITY)) * MICROS
+            let deviation = u64::from(self.rttvar4.max(GRANULARITY)) * MICROS;
+            u64::from(self.srtt8 / 8) * MICROS + deviation.max(config.rto_min)
         };
-        let floor = base.max(config.rto_min);
-        let shifted = if backoff == 0 { floor } else { floor.saturating_mul(1 << backoff.min(32)) };
+        let shifted = if backoff == 0 { base } else { base.saturating_mul(1 << backoff.min(32)) };
         shifted.min(config.rto_max)
     }
 }
@@ -91,7 +94,15 @@ mod tests {
         let config = TcpConfig::default();
         let mut rtt = Rtt::new();
         rtt.sample(0);
-        assert_eq!(rtt.timeout(&config, 0), config.rto_min);
+        assert_eq!(rtt.timeout(&config, 0), config.rto_min + MICROS);
+        for _ in 0..200 {
+            rtt.sample(300 * MILLIS);
+        }
+        let settled = rtt.timeout(&config, 0) / MILLIS;
+        assert!(
+            (499..=501).contains(&settled),
+            "the minimum is beside the round trip, not instead of it: {settled} ms"
+        );
         rtt.sample(u64::MAX);
         rtt.sample(u64::MAX);
         assert!(rtt.timeout(&config, 0) <= config.rto_max);

@@ -1,8 +1,9 @@
 //! What the client holds beyond its cumulative acknowledgement, and what that says about loss (RFC 2018, RFC 6675).
 //!
 //! The scoreboard keeps ranges, not segments, and a bounded number of them: a range beyond the bound is forgotten,
-//! which costs a needless retransmission, never data. [`Flight`] computes the RFC's `Pipe`, `IsLost` and `NextSeg` in one
-//! walk over the holes; it works without a scoreboard as well (no ranges), for clients without SACK and after timeouts.
+//! which costs a needless retransmission, never data. [`Flight`] computes the RFC's `Pipe`, `IsLost` and `NextSeg` in
+//! one walk over the holes; it works without a scoreboard as well (no ranges), for clients without SACK and after
+//! timeouts.
 
 use crate::wire::tcp::SeqNumber;
 

@@ -122,12 +122,14 @@ impl Tcb {
             ctx.pool.free(payload);
             return;
         }
-        self.note_received(ctx);
-        self.note_timestamp(ctx, seg);
         if !self.handle_ack(ctx, seg, payload.len()) {
             ctx.pool.free(payload);
             return;
         }
+        // Not before: a segment that is discarded for its acknowledgement (RFC 5961, section 5.2) must leave no trace.
+        // One timestamp of a stranger would make PAWS refuse all that the client sends from then on.
+        self.note_received(ctx);
+        self.note_timestamp(ctx, seg);
         match self.state {
             State::SynReceived | State::Established | State::FinWait1 | State::FinWait2 => {
                 if !payload.is_empty() || seg.flags.fin() {
@@ -158,7 +160,8 @@ impl Tcb {
         let offset = seg.seq - self.rcv_nxt;
         if seg.flags.rst() {
             // RFC 5961, section 3: judged by its sequence number alone.
-            return if offset >= 0 && offset as u32 <= window { Ok(()) } else { Err(DropReason::TcpOutOfWindow) };
+            let inside = offset == 0 || (offset > 0 && (offset as u32) < window);
+            return if inside { Ok(()) } else { Err(DropReason::TcpOutOfWindow) };
         }
         if let (Some((value, _)), true) = (seg.options.timestamp, self.fact(facts::TIMESTAMPS)) {
             // Segments without the option are let through, as the field does; PAWS then does not protect them.
@@ -174,7 +177,8 @@ impl Tcb {
             // A pure acknowledgement of a client that filled the window stands at its right edge.
             offset >= 0 && offset as u32 <= window
         } else if window == 0 {
-            // Acknowledgements are taken even then (RFC 9293, section 3.10.7.4), and so is a bare FIN: it needs no room.
+            // Acknowledgements are taken even then (RFC 9293, section 3.10.7.4), and so is a bare FIN: it needs no
+            // room.
             offset == 0
         } else {
             end > 0 && i64::from(offset) < i64::from(window)
@@ -182,7 +186,7 @@ impl Tcb {
         if acceptable {
             return Ok(());
         }
-        if self.state == State::TimeWait && seg.flags.fin() {
+        if self.state == State::TimeWait && seg.flags.fin() && end == 0 && seg.flags.ack() && seg.ack == self.snd_nxt {
             // The client did not get our last acknowledgement; 2 MSL start anew.
             self.slow_at = ctx.now.plus(ctx.config.time_wait);
         }
@@ -207,7 +211,7 @@ impl Tcb {
     }
 
     /// A RST within the window: exact ones end the flow, others are challenged (RFC 5961, section 3.2).
-    fn handle_rst(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp) {
+    pub(super) fn handle_rst(&mut self, ctx: &mut Ctx<'_>, seg: &Tcp) {
         if seg.seq == self.rcv_nxt {
             ctx.tcp.resets_in += 1;
             if self.state == State::TimeWait {

@@ -10,7 +10,7 @@ use super::{Ctx, OutSegment, Recovery, SegmentLimits, State, Tcb, facts, owed};
 use crate::buf::Buf;
 use crate::config::TcpConfig;
 use crate::stats::DropReason;
-use crate::time::Instant;
+use crate::time::{Instant, MILLIS, SECONDS};
 use crate::wire::tcp::{Flags, Options, SackBlocks, SeqNumber, TcpRepr};
 
 use super::BufferBudget;
@@ -24,6 +24,10 @@ const ROOM_FLOOR: usize = 16 * 1024;
 /// A window's share (one in this many) that a segment should fill while the client's acknowledgements are on the way:
 /// waiting for one more is cheaper than many small super-segments.
 const DEFER_DIVISOR: usize = 3;
+
+/// Bounds of the override timeout of silly window avoidance, nanoseconds (RFC 9293, section 3.8.6.2.1).
+const OVERRIDE_MIN: u64 = 100 * MILLIS;
+const OVERRIDE_MAX: u64 = SECONDS;
 
 impl Tcb {
     /// Bytes that the upstream may hand over now. Twice what the network takes, between the configured bounds, less
@@ -106,6 +110,7 @@ impl Tcb {
     }
 
     fn poll_with_data(&mut self, ctx: &mut Ctx<'_>, limits: &SegmentLimits) -> Option<OutSegment> {
+        self.widen_when_due(ctx);
         let mss = self.packet_payload(limits);
         if self.recovery != Recovery::Open
             && let Some(segment) = self.poll_lost(ctx, limits, mss)
@@ -144,7 +149,7 @@ impl Tcb {
         if self.owed & owed::SYN_ACK != 0 {
             return Some(self.syn_ack(ctx));
         }
-        if self.state == State::SynReceived || self.state == State::SynPending {
+        if self.state == State::SynPending || (self.state == State::SynReceived && self.snd_nxt == self.iss) {
             // Nothing but the SYN-ACK may be said yet.
             self.owed = 0;
             return None;
@@ -356,7 +361,14 @@ impl Tcb {
 
     fn arm_persist(&mut self, ctx: &Ctx<'_>) {
         self.set_fact(facts::PERSIST);
-        self.rto_at = ctx.now.plus(self.rtt.timeout(ctx.config, self.backoff));
+        let delay =
+            if self.snd_wnd > 0 { self.override_timeout(ctx) } else { self.rtt.timeout(ctx.config, self.backoff) };
+        self.rto_at = ctx.now.plus(delay);
+    }
+
+    /// How long silly window avoidance may hold data back (RFC 9293, section 3.8.6.2.1: 0.1 to 1 s).
+    pub(super) fn override_timeout(&self, ctx: &Ctx<'_>) -> u64 {
+        self.rtt.timeout(ctx.config, 0).clamp(OVERRIDE_MIN, OVERRIDE_MAX)
     }
 
     /// Sends the next `len` bytes for the first time, and FIN behind them if `fin`.

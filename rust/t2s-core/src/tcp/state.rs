@@ -74,9 +74,9 @@ pub enum CloseReason {
     RetransmitTimeout,
     /// Keepalive probes stayed unanswered.
     KeepaliveTimeout,
-    /// No traffic for `TcpConfig::idle_timeout`.
+    /// No traffic for `TcpConfig::idle_timeout`, or bytes of a client that has finished were never taken.
     IdleTimeout,
-    /// FIN-WAIT-2 without traffic.
+    /// FIN-WAIT-2 without traffic, the upstream being gone.
     FinWait2Timeout,
     /// The client sent bytes after the upstream had stopped reading (RFC 1122, section 4.2.2.13).
     ReaderGone,

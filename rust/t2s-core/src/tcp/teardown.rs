@@ -36,6 +36,10 @@ impl Tcb {
             return;
         }
         self.set_fact(facts::READER_GONE);
+        if self.state == State::FinWait2 {
+            // Nobody is left on our side (an orphan, in the words of Linux).
+            self.arm_slow_timer(ctx);
+        }
         if !self.recv.is_empty() || self.out_of_order.is_some() {
             self.close(ctx, CloseReason::ReaderGone, true);
         }
@@ -50,9 +54,10 @@ impl Tcb {
         }
     }
 
-    /// The client has finished in peace and left bytes for an upstream that is gone: nobody will take them.
+    /// The client has finished in peace and left bytes for an upstream that takes none: they go.
     pub(super) fn forget_unread(&mut self, ctx: &mut Ctx<'_>) {
-        if self.reason == CloseReason::Finished {
+        if !self.recv.is_empty() {
+            self.slow_at = Instant::FAR;
             self.drop_queues(ctx.pool, ctx.budget, ctx.memory);
             self.tell_closed();
         }
@@ -181,6 +186,8 @@ impl Tcb {
         self.slow_at = Instant::FAR;
         if self.recv.is_empty() {
             self.tell_closed();
+        } else {
+            self.arm_unread_timer(ctx);
         }
     }
 

@@ -4,10 +4,11 @@
 //! *earlier*; an entry that fires too soon finds nothing due and is set again to the deadline of then. So a busy flow,
 //! whose retransmission deadline moves with every acknowledgement, touches the wheel a few times a second.
 
-use super::{CloseReason, Ctx, Recovery, State, Tcb, facts, owed};
-use crate::time::Instant;
-
 use super::accept::SYN_ACK_RETRIES;
+use super::receive::WINDOW_IDLE;
+use super::{CloseReason, Ctx, Recovery, State, Tcb, facts, owed};
+use crate::config::TcpConfig;
+use crate::time::Instant;
 
 /// Keepalive and idle deadlines that are switched off are looked at this rarely, nanoseconds: an hour.
 const SLOW_LOOK: u64 = 3_600 * crate::time::SECONDS;
@@ -23,9 +24,9 @@ pub enum TimerKind {
     Persist,
     /// A delayed acknowledgement.
     DelayedAck,
-    /// Keepalive or idle check.
+    /// Keepalive or idle check, or a grown window that is given back.
     Keepalive,
-    /// FIN-WAIT-2 without traffic.
+    /// FIN-WAIT-2 without traffic, the upstream being gone.
     FinWait2,
     /// End of TIME-WAIT.
     TimeWait,
@@ -52,9 +53,11 @@ impl Tcb {
                 | State::CloseWait
                 | State::FinWait1
                 | State::Closing
-                | State::LastAck => TimerKind::Keepalive,
+                | State::LastAck
+                | State::Closed => TimerKind::Keepalive,
+                State::FinWait2 if !self.fact(facts::READER_GONE) => TimerKind::Keepalive,
                 State::FinWait2 => TimerKind::FinWait2,
-                State::TimeWait | State::Closed => TimerKind::TimeWait,
+                State::TimeWait => TimerKind::TimeWait,
             }
         };
         Some((at, kind))
@@ -87,20 +90,35 @@ impl Tcb {
             // The connect timeout is running since the SYN.
             return;
         }
-        let after = |delay: u64| if delay == 0 { SLOW_LOOK } else { delay };
         let delay = match self.state {
             State::SynPending => ctx.config.connect_timeout,
-            State::FinWait2 => after(ctx.config.fin_wait2),
+            State::FinWait2 if self.fact(facts::READER_GONE) => or_rarely(ctx.config.fin_wait2),
             State::TimeWait => ctx.config.time_wait,
             State::Closed => return,
             State::SynReceived
             | State::Established
             | State::CloseWait
             | State::FinWait1
+            | State::FinWait2
             | State::Closing
-            | State::LastAck => after(ctx.config.keepalive_idle).min(after(ctx.config.idle_timeout)),
+            | State::LastAck => or_rarely(ctx.config.keepalive_idle).min(or_rarely(ctx.config.idle_timeout)),
         };
         self.slow_at = ctx.now.plus(delay);
+        self.watch_window(ctx);
+    }
+
+    /// A grown window is given back after a silence: looks when that may be due.
+    pub(super) fn watch_window(&mut self, ctx: &Ctx<'_>) {
+        let waits_otherwise = !self.fact(facts::CONNECTED) || matches!(self.state, State::TimeWait | State::Closed);
+        if self.recv_grown > 0 && !waits_otherwise {
+            self.slow_at = self.slow_at.min(ctx.now.plus(WINDOW_IDLE));
+        }
+    }
+
+    /// Both ends have finished, and bytes of the client wait for the upstream. No segment will come any more: the
+    /// upstream has as long, from one read to the next, as a client that does not answer.
+    pub(super) fn arm_unread_timer(&mut self, ctx: &Ctx<'_>) {
+        self.slow_at = ctx.now.plus(unread_limit(ctx.config));
     }
 
     /// The retransmission timer expired (RFC 6298, section 5.4 to 5.7; RFC 6675, section 5.1).
@@ -129,6 +147,7 @@ impl Tcb {
         let first = self.backoff == 0;
         self.unanswered = self.unanswered.saturating_add(1);
         self.backoff = self.backoff.saturating_add(1);
+        self.suspect_black_hole();
         self.cc.on_timeout(flight, u32::from(self.mss), first);
         if !first {
             // Twice without progress: what the client once SACKed it may have dropped (RFC 2018, section 8).
@@ -163,8 +182,13 @@ impl Tcb {
                 self.close(ctx, CloseReason::ConnectTimeout, true);
             }
             State::TimeWait => self.finish(ctx),
-            State::Closed => {}
-            State::FinWait2 => {
+            State::Closed if self.recv.is_empty() => {}
+            State::Closed => {
+                self.reason = CloseReason::IdleTimeout;
+                self.events.insert(super::Events::RESET);
+                self.forget_unread(ctx);
+            }
+            State::FinWait2 if self.fact(facts::READER_GONE) => {
                 let limit = ctx.config.fin_wait2;
                 if limit != 0 && quiet >= limit {
                     self.close(ctx, CloseReason::FinWait2Timeout, true);
@@ -176,6 +200,7 @@ impl Tcb {
             | State::Established
             | State::CloseWait
             | State::FinWait1
+            | State::FinWait2
             | State::Closing
             | State::LastAck => self.handle_quiet(ctx, quiet),
         }
@@ -208,5 +233,22 @@ impl Tcb {
             }
         }
         self.slow_at = ctx.now.plus(wait);
+        self.shrink_idle_window(ctx);
+        self.watch_window(ctx);
     }
+}
+
+/// A delay of which 0 means "never": looked at rarely.
+fn or_rarely(delay: u64) -> u64 {
+    if delay == 0 { SLOW_LOOK } else { delay }
+}
+
+/// How long bytes of a client that has finished wait for an upstream that takes none: the idle limit, else until a
+/// client would be given up by keepalive.
+fn unread_limit(config: &TcpConfig) -> u64 {
+    if config.idle_timeout != 0 {
+        return config.idle_timeout;
+    }
+    let probes = config.keepalive_interval.saturating_mul(config.keepalive_probes.into());
+    or_rarely(config.keepalive_idle).saturating_add(probes)
 }

@@ -1,12 +1,14 @@
 //! ICMP (RFC 792) and `ICMPv6` (RFC 4443): echo, and the errors that a tunnel sends for an upstream.
 //!
 //! Refuses to send an error about an ICMP error, a fragment other than the first, or a packet to a group
-//! (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e); such a call returns `None`.
+//! (RFC 1122, section 3.2.2; RFC 4443, section 2.4 e), or "nothing follows" as a protocol that is not spoken (RFC 8200,
+//! section 4.7); such a call returns `None`.
 
 use core::net::IpAddr;
 
-use super::ip::{Ip, IpRepr};
-use super::{be16, be32, fill_transport_checksum, protocol};
+use super::ip::{Ip, IpRepr, NO_NEXT_HEADER, next_header_at};
+use super::tcp::SeqNumber;
+use super::{be16, be32, bytes, fill_transport_checksum, protocol};
 use crate::checksum::{Kernel, update_u16};
 use crate::stats::DropReason;
 
@@ -66,6 +68,13 @@ pub enum IcmpError {
         /// MTU, bytes.
         mtu: u32,
     },
+    /// A header that is not understood (v4: 12; v6: 4).
+    ParameterProblem {
+        /// 0: an erroneous field, 1: an unknown next header, 2: an unknown option (v6).
+        code: u8,
+        /// Offset of what is not understood, bytes.
+        pointer: u32,
+    },
     /// Hop limit or reassembly time exceeded (v4: 11; v6: 3).
     TimeExceeded {
         /// 0: hop limit, 1: reassembly.
@@ -103,8 +112,9 @@ impl Icmp {
                     },
                 },
                 11 => Self::Error { error: IcmpError::TimeExceeded { code } },
-                // Source quench, redirect, parameter problem (RFC 1122, section 3.2.2).
-                4 | 5 | 12 => Self::Error { error: IcmpError::Other { kind, code } },
+                12 => Self::Error { error: IcmpError::ParameterProblem { code, pointer: u32::from(header[4]) } },
+                // Source quench, redirect (RFC 1122, section 3.2.2).
+                4 | 5 => Self::Error { error: IcmpError::Other { kind, code } },
                 kind => Self::Other { kind },
             },
             (false, protocol::ICMPV6) => match (kind, code) {
@@ -118,6 +128,7 @@ impl Icmp {
                 (2, _) => Self::Error { error: IcmpError::TooBig { mtu: be32(header, 4) } },
                 (3, code) => Self::Error { error: IcmpError::TimeExceeded { code } },
                 (4, 1) => Self::Error { error: IcmpError::ProtocolUnreachable },
+                (4, code) => Self::Error { error: IcmpError::ParameterProblem { code, pointer: be32(header, 4) } },
                 (0..=127, code) => Self::Error { error: IcmpError::Other { kind, code } },
                 (kind, _) => Self::Other { kind },
             },
@@ -126,9 +137,64 @@ impl Icmp {
     }
 }
 
+/// What an ICMP error says of the packet that it is about: its headers' start, with the first 8 bytes behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quote {
+    /// Source address.
+    pub src: IpAddr,
+    /// Destination address.
+    pub dst: IpAddr,
+    /// Protocol number of the upper layer.
+    pub protocol: u8,
+    /// Bytes of the whole packet, as its header said.
+    pub total: u32,
+    /// The first 8 bytes of the upper layer: ports and, of TCP, the sequence number.
+    pub start: [u8; 8],
+}
+
+impl Quote {
+    /// Reads what follows the 8 bytes of an error's header. `None` if it is too short, of another family than the
+    /// error, or a fragment other than the first; a router may have changed checksum and time to live, so these are not
+    /// looked at.
+    pub fn parse(v4: bool, quoted: &[u8]) -> Option<Self> {
+        let (src, dst, protocol, total, at): (IpAddr, IpAddr, u8, u32, usize) = if v4 {
+            let header = quoted.first_chunk::<20>().filter(|header| header[0] >> 4 == 4)?;
+            if be16(header, 6) & 0x1fff != 0 {
+                return None;
+            }
+            let (src, dst): ([u8; 4], [u8; 4]) = (bytes(header, 12), bytes(header, 16));
+            (src.into(), dst.into(), header[9], be16(header, 2).into(), usize::from(header[0] & 0xf) * 4)
+        } else {
+            let header = quoted.first_chunk::<40>().filter(|header| header[0] >> 4 == 6)?;
+            let (src, dst): ([u8; 16], [u8; 16]) = (bytes(header, 8), bytes(header, 24));
+            let total = 40 + u32::from(be16(header, 4));
+            let (protocol, at) = match (header[6], quoted.get(40..)?.first_chunk::<8>()) {
+                (FRAGMENT, Some(part)) if be16(part, 2) & 0xfff8 == 0 => (part[0], 48),
+                (FRAGMENT, _) => return None,
+                (protocol, _) => (protocol, 40),
+            };
+            (src.into(), dst.into(), protocol, total, at)
+        };
+        Some(Self { src, dst, protocol, total, start: *quoted.get(at..)?.first_chunk()? })
+    }
+
+    /// Source and destination port of TCP or UDP.
+    pub fn ports(&self) -> (u16, u16) {
+        (be16(&self.start, 0), be16(&self.start, 2))
+    }
+
+    /// The sequence number of TCP.
+    pub fn seq(&self) -> SeqNumber {
+        SeqNumber(be32(&self.start, 4))
+    }
+}
+
+/// IPv6 fragment header.
+const FRAGMENT: u8 = 44;
+
 impl IcmpError {
-    /// Type, code and the second word of the header.
-    fn fields(self, v4: bool) -> (u8, u8, u32) {
+    /// Type, code and the second word of the header of an error about `original`.
+    fn fields(self, v4: bool, original: &[u8]) -> (u8, u8, u32) {
         match (self, v4) {
             (Self::NetUnreachable, true) => (3, 0, 0),
             (Self::HostUnreachable, true) => (3, 1, 0),
@@ -143,8 +209,10 @@ impl IcmpError {
             (Self::PortUnreachable, false) => (1, 4, 0),
             (Self::TooBig { mtu }, false) => (2, 0, mtu),
             (Self::TimeExceeded { code }, false) => (3, code, 0),
-            // Unrecognized next header; the pointer is that of the IPv6 header's field.
-            (Self::ProtocolUnreachable, false) => (4, 1, 6),
+            (Self::ParameterProblem { code, pointer }, true) => (12, code, pointer << 24),
+            (Self::ParameterProblem { code, pointer }, false) => (4, code, pointer),
+            // Unrecognized next header; the pointer is that of the field that names it (RFC 4443, section 3.4).
+            (Self::ProtocolUnreachable, false) => (4, 1, next_header_at(original)),
             (Self::Other { kind, code }, _) => (kind, code, 0),
         }
     }
@@ -170,6 +238,9 @@ pub fn build_error(
     if !ip.dst_is_unicast() || ip.fragment.is_some_and(|fragment| fragment.offset != 0) || is_icmp_error(ip, upper) {
         return None;
     }
+    if !ip.is_v4() && ip.protocol == NO_NEXT_HEADER && error == IcmpError::ProtocolUnreachable {
+        return None;
+    }
     let src = from.unwrap_or(ip.dst);
     if src.is_ipv4() != ip.is_v4() {
         return None;
@@ -193,7 +264,7 @@ pub fn build_error(
     repr.payload_len = (ICMP_HEADER + quoted) as u32;
     repr.emit(out);
     let message = &mut out[repr.header_len()..headers + quoted];
-    let (kind, code, word) = error.fields(ip.is_v4());
+    let (kind, code, word) = error.fields(ip.is_v4(), original);
     message[0] = kind;
     message[1] = code;
     message[2..4].fill(0);
@@ -212,8 +283,8 @@ fn is_icmp_error(ip: &Ip, upper: &[u8]) -> bool {
     }
 }
 
-/// Turns an echo request into its reply in place: type, and checksum incrementally (the pseudo-header's sum does not
-/// change when addresses change places). The caller turns the IP header round.
+/// Iterations an echo request into its reply in place: type, and checksum incrementally (the pseudo-header's sum does
+/// not change when addresses change places). The caller iterations the IP header round.
 pub fn reply_to_echo(v4: bool, message: &mut [u8]) -> Result<(), DropReason> {
     let Some(header) = message.first_chunk_mut::<ICMP_HEADER>() else { return Err(DropReason::IcmpMalformed) };
     let (request, reply) = if v4 { (8, 0) } else { (128, 129) };

@@ -6,6 +6,7 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::icmp::IcmpError;
 use super::{be16, be32, bytes, protocol};
 use crate::checksum::Sum;
 use crate::stats::DropReason;
@@ -214,6 +215,91 @@ impl Ip {
     }
 }
 
+/// What is wrong with the extension headers of a packet that [`Ip::parse`] refused with [`DropReason::BadExtension`],
+/// as its sender must be told (RFC 8200, section 4; RFC 4443, section 3.4); with its header, whose protocol is the
+/// upper layer's if the walk gets there. `None` for IPv4, and where silence is right.
+#[cold]
+pub fn parameter_problem(packet: &[u8]) -> Option<(Ip, IcmpError)> {
+    let header = packet.first_chunk::<IPV6_HEADER>().filter(|header| header[0] >> 4 == 6)?;
+    // The header alone, as if nothing followed: then the addresses are checked and no extension is.
+    let mut bare = *header;
+    bare[4..7].copy_from_slice(&[0, 0, NO_NEXT_HEADER]);
+    let mut ip = Ip::parse_v6(&bare).ok()?;
+    let packet = packet.get(..IPV6_HEADER + usize::from(be16(header, 4)))?;
+    (ip.total, ip.protocol) = (packet.len() as u32, header[6]);
+    let group = !ip.dst_is_unicast();
+    let (mut at, mut next_header_at) = (IPV6_HEADER, 6);
+    let mut found = None;
+    for index in 0..MAX_EXTENSIONS {
+        let Some(head) = packet.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let is_part = ip.protocol == EXT_FRAGMENT && be16(head, 2) & 0xfff9 != 0;
+        if !is_extension(ip.protocol) || is_part {
+            break;
+        }
+        let len = if ip.protocol == EXT_FRAGMENT { FRAGMENT_HEADER } else { usize::from(head[1]) * 8 + 8 };
+        if at + len > packet.len() {
+            break;
+        }
+        let problem = match ip.protocol {
+            EXT_HOP_BY_HOP if index != 0 => Some(Verdict::Told(1, next_header_at)),
+            EXT_HOP_BY_HOP | EXT_DESTINATION => option_problem(packet, at + 2, at + len, group),
+            EXT_ROUTING if head[3] != 0 => Some(Verdict::Told(0, at + 2)),
+            _ => None,
+        };
+        found = found.or(problem);
+        ip.protocol = head[0];
+        next_header_at = at;
+        at += len;
+    }
+    ip.payload = at as u16;
+    let Some(Verdict::Told(code, pointer)) = found else { return None };
+    Some((ip, IcmpError::ParameterProblem { code, pointer: pointer as u32 }))
+}
+
+/// What follows from a header for which a packet is discarded.
+enum Verdict {
+    Silence,
+    /// A parameter problem: code and pointer.
+    Told(u8, usize),
+}
+
+/// The verdict of the first option for which the packet is discarded, if there is one (RFC 8200, section 4.2); the
+/// options of the header stand at `at..end`.
+fn option_problem(packet: &[u8], mut at: usize, end: usize, group: bool) -> Option<Verdict> {
+    let options = packet.get(..end)?;
+    // Each round moves on by a byte at least.
+    while let Some(&kind) = options.get(at) {
+        let next = match (kind, options.get(at + 1)) {
+            (0, _) => at + 1,
+            (_, Some(&len)) => at + 2 + usize::from(len),
+            (_, None) => return Some(Verdict::Told(0, at)),
+        };
+        match kind >> 6 {
+            1 => return Some(Verdict::Silence),
+            3 if group => return Some(Verdict::Silence),
+            2 | 3 => return Some(Verdict::Told(2, at)),
+            _ if next > end => return Some(Verdict::Told(0, at + 1)),
+            _ => at = next,
+        }
+    }
+    None
+}
+
+/// Where a packet names the upper layer that [`Ip::parse`] found: the offset of the last next-header field.
+#[cold]
+pub(super) fn next_header_at(packet: &[u8]) -> u32 {
+    let (mut field, mut at) = (6, IPV6_HEADER);
+    for _ in 0..MAX_EXTENSIONS {
+        let Some(kind) = packet.get(field).copied().filter(|&kind| is_extension(kind)) else { break };
+        let Some(head) = packet.get(at..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        field = at;
+        at += if kind == EXT_FRAGMENT { FRAGMENT_HEADER } else { usize::from(head[1]) * 8 + 8 };
+    }
+    field as u32
+}
+
+/// "Nothing follows" (RFC 8200, section 4.7).
+pub(super) const NO_NEXT_HEADER: u8 = 59;
 /// Hop-by-hop options header.
 const EXT_HOP_BY_HOP: u8 = 0;
 /// Routing header.

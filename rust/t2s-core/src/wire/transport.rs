@@ -89,8 +89,8 @@ pub fn fill_transport_checksum_parts<'a>(
     header[at..at + 2].copy_from_slice(&check.to_be_bytes());
 }
 
-/// Writes the sum of the pseudo-header alone, not complemented, into the checksum field of a TCP or UDP `header`: what a
-/// device expects that completes checksums (`VIRTIO_NET_HDR_F_NEEDS_CSUM`). `len` counts header and payload, bytes.
+/// Writes the sum of the pseudo-header alone, not complemented, into the checksum field of a TCP or UDP `header`: what
+/// a device expects that completes checksums (`VIRTIO_NET_HDR_F_NEEDS_CSUM`). `len` counts header and payload, bytes.
 ///
 /// # Panics
 /// As [`fill_transport_checksum`].

@@ -141,7 +141,7 @@ impl Server {
         if self.tcb.is_none() {
             if self.closed.is_none() && tcp.flags.syn() {
                 let mss = (plan.mtu - if plan.v6 { 60 } else { 40 }) as u16;
-                let tcb = Tcb::accept(&mut ctx!(self, plan, now), tcp, SeqNumber(plan.isn), mss);
+                let tcb = Tcb::accept(&mut ctx!(self, plan, now), tcp, SeqNumber(plan.isn), mss, !plan.v6);
                 self.tcb = Some(tcb);
                 self.connect_at = Some(now + plan.connect_delay);
                 self.client_shift = tcp.options.window_scale.unwrap_or(0);

@@ -1,6 +1,7 @@
 //! Reads pcap and pcapng files into IP packets with times.
 //!
-//! Promises: any byte order and time resolution that the formats know; link headers are stripped. Refuses: link types
+//! Promises: any byte order and time resolution that the formats know; link headers are stripped; what the capturing machine
+//! left to its device (lengths of super-segments, checksums) is completed. Refuses: link types
 //! without a plain way to an IP packet, files that are neither format, and captures beyond [`MAX_BYTES`].
 
 use std::fs::File;
@@ -11,6 +12,8 @@ use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
 use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, PcapError};
+
+use super::rewrite::complete;
 
 /// Packet bytes that one capture may hold: it is read into memory, and 1 GiB is more than a replay needs.
 pub const MAX_BYTES: u64 = 1 << 30;
@@ -111,7 +114,9 @@ impl Collector {
             return Err(CaptureError::TooLarge);
         }
         let origin = *self.origin.get_or_insert(nanos);
-        self.capture.packets.push(Captured { at: nanos.saturating_sub(origin), packet: packet.to_vec() });
+        let mut packet = packet.to_vec();
+        complete(&mut packet);
+        self.capture.packets.push(Captured { at: nanos.saturating_sub(origin), packet });
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use t2s_core::wire::tcp::{Flags, SeqNumber, Tcp};
 use t2s_core::wire::{self, protocol};
 
 use super::capture::Capture;
-use super::rewrite::{complete_checksum, pure_ack, rewrite};
+use super::rewrite::{pure_ack, rewrite};
 use super::script::{Answer, ClientSegment, Script, Step};
 
 /// Headroom of buffers from the simulated upstream: that of the tunnel's.
@@ -337,7 +337,6 @@ impl<'a> Player<'a> {
 
     fn client(&mut self, packet: &[u8], segment: Option<ClientSegment>, observer: &mut impl Observer) {
         let mut packet = packet.to_vec();
-        complete_checksum(&mut packet);
         if let Some(segment) = segment {
             let script = &self.script.flows[segment.flow];
             self.live[segment.flow].sent_up = segment.sent;

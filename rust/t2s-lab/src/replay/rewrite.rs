@@ -1,13 +1,47 @@
 //! Captured packets made to fit a live connection.
 
-use t2s_core::checksum::{Kernel, pseudo_header, update_u32};
-use t2s_core::wire::ip::{Ip, IpRepr};
+use t2s_core::checksum::{Kernel, Sum, pseudo_header, update_u32};
+use t2s_core::wire::ip::{Ip, IpRepr, fill_v4_header_checksum};
 use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use t2s_core::wire::{self, protocol};
 
-/// Completes a transport checksum that the capturing machine left to its device: the field then holds the sum of the
-/// pseudo-header alone. Other wrong checksums stay wrong, they are part of what the client sent.
-pub(super) fn complete_checksum(packet: &mut [u8]) {
+/// Completes what the capturing machine left to its device, as its own packets show in a capture: the length of a
+/// super-segment (0 in the header), the checksum of the IPv4 header (0), and that of the transport (0, or the sum of the
+/// pseudo-header alone). Other wrong values stay wrong, they are part of what was sent.
+pub(super) fn complete(packet: &mut [u8]) {
+    complete_length(packet);
+    complete_checksum(packet);
+}
+
+/// A super-segment ends where the capture's record ends.
+fn complete_length(packet: &mut [u8]) {
+    let len = packet.len();
+    match packet.first().map(|first| first >> 4) {
+        Some(4) if len > 20 => {
+            let total = u16::try_from(len).ok().filter(|_| packet[2..4] == [0, 0]);
+            if let Some(total) = total {
+                let header = packet.get(..usize::from(packet[0] & 0xf) * 4).unwrap_or_default();
+                let sum_was_right = Kernel::auto().sum(header, Sum::ZERO).is_valid();
+                packet[2..4].copy_from_slice(&total.to_be_bytes());
+                if sum_was_right {
+                    fill_v4_header_checksum(packet);
+                }
+            }
+            if packet[10..12] == [0, 0] {
+                fill_v4_header_checksum(packet);
+            }
+        }
+        // Only TCP has super-segments of more than 64 KiB, whose length IPv6 cannot tell.
+        Some(6) if len > 40 && packet[4..7] == [0, 0, protocol::TCP] => {
+            if let Ok(payload) = u16::try_from(len - 40) {
+                packet[4..6].copy_from_slice(&payload.to_be_bytes());
+            }
+        }
+        _ => {}
+    }
+}
+
+fn complete_checksum(packet: &mut [u8]) {
     let kernel = Kernel::auto();
     let Ok(ip) = Ip::parse(packet) else { return };
     let at = match ip.protocol {
@@ -22,7 +56,7 @@ pub(super) fn complete_checksum(packet: &mut [u8]) {
     let Some(field) = segment.get(at..at + 2) else { return };
     let field = [field[0], field[1]];
     let partial = pseudo_header(ip.src, ip.dst, ip.protocol, segment.len() as u32).fold();
-    if field == partial.to_be_bytes() {
+    if field == partial.to_be_bytes() || field == [0, 0] {
         wire::fill_transport_checksum(kernel, ip.src, ip.dst, ip.protocol, segment);
     }
 }

@@ -156,3 +156,48 @@ fn what_the_capture_missed_is_made_up_and_what_it_joined_midway_is_left_out() {
     assert_eq!((flow.stream.as_slice(), flow.missing), (&b"GETmore"[..], 1_000));
     assert_eq!(flow.closed, Some(CloseReason::ClientReset));
 }
+
+#[test]
+fn what_a_sender_left_to_its_device_is_completed() {
+    /// Spoils a packet as it looks before the device has had it: header length, header checksum, transport checksum.
+    type Left = fn(&mut [u8], usize);
+    let v4: [(&str, Left); 5] = [
+        ("nothing", |_, _| {}),
+        ("header checksum", |packet, _| packet[10..12].fill(0)),
+        ("length", |packet, _| {
+            packet[2..4].fill(0);
+            t2s_core::wire::ip::fill_v4_header_checksum(packet);
+        }),
+        ("length and header checksum", |packet, _| {
+            packet[2..4].fill(0);
+            packet[10..12].fill(0);
+        }),
+        ("transport checksum", |packet, at| packet[at + 16..at + 18].fill(0)),
+    ];
+    let v6: [(&str, Left); 2] = [
+        ("length", |packet, _| packet[4..6].fill(0)),
+        ("transport checksum", |packet, at| packet[at + 16..at + 18].fill(0)),
+    ];
+    for (client, server, header, cases) in
+        [("10.0.0.2:4000", "192.0.2.1:80", 20, &v4[..]), ("[fd00::2]:4000", "[2001:db8::1]:80", 40, &v6[..])]
+    {
+        let ends = FlowAddresses { client: client.parse().unwrap(), server: server.parse().unwrap() };
+        for (name, leave_out) in cases {
+            let mut packets = [
+                ends.packet(true, Flags::SYN, 0, 0, b""),
+                ends.packet(false, SYN_ACK, 0, 1, b""),
+                ends.packet(true, ACK, 1, 1, b""),
+                ends.packet(true, ACK, 1, 1, &[7; 3_000]),
+            ];
+            for packet in &mut packets {
+                leave_out(packet, header);
+            }
+            let replay = run(&capture(&packets));
+            assert_eq!(replay.flows.first().map(|flow| flow.stream.len()), Some(3_000), "{client}: {name}");
+        }
+        // What is wrong otherwise was wrong on the wire.
+        let mut packets = [ends.packet(true, Flags::SYN, 0, 0, b""), ends.packet(false, SYN_ACK, 0, 1, b"")];
+        packets[0][header + 17] ^= 1;
+        assert_eq!(run(&capture(&packets)).accepted, 0);
+    }
+}

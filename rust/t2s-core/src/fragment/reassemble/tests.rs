@@ -110,6 +110,16 @@ impl Bench {
         assert!(matches!(outcome, Outcome::Dropped(why) if why == reason), "{outcome:?}");
     }
 
+    /// Gives up what is too old; the first fragments that came of it.
+    fn expire(&mut self) -> Vec<Vec<u8>> {
+        let mut firsts = Vec::new();
+        while let Some(first) = self.table.handle_timeout(self.now, &mut self.cache) {
+            firsts.push(first.as_slice().to_vec());
+            self.cache.free(first);
+        }
+        firsts
+    }
+
     /// Nothing is held any more, anywhere.
     fn ends_empty(mut self) {
         self.table.clear(&mut self.cache);
@@ -165,7 +175,7 @@ fn overlaps_end_the_datagram_and_leave_a_tombstone() {
         bench.pends(&part(&repr, 10, 0, true, &payload(64)));
         // And after its time nor is this identification.
         bench.now = bench.now.plus(LIMITS.age);
-        bench.table.handle_timeout(bench.now, &mut bench.cache);
+        assert_eq!(bench.expire().len(), 1, "the other one; a poisoned datagram holds nothing");
         bench.pends(&part(&repr, 9, 0, true, &payload(64)));
         bench.ends_empty();
     }
@@ -298,6 +308,24 @@ fn too_many_fragments_poison() {
 }
 
 #[test]
+fn the_first_fragment_of_a_late_datagram_comes_back() {
+    for v6 in [false, true] {
+        let repr = repr(v6, 17, 0);
+        let mut bench = Bench::new(LIMITS);
+        let first = part(&repr, 1, 0, true, &payload(64));
+        bench.pends(&first);
+        bench.pends(&part(&repr, 1, 128, true, &payload(64)));
+        bench.pends(&part(&repr, 2, 64, true, &payload(64)));
+        assert!(bench.expire().is_empty(), "not yet");
+        bench.now = bench.now.plus(LIMITS.age);
+        assert_eq!(bench.expire(), [first], "of the other one the first is missing");
+        assert_eq!(bench.table.lost().get(DropReason::FragmentTimeout), 3);
+        assert_eq!((bench.table.stats().bytes, bench.table.stats().abandoned), (0, 2));
+        bench.ends_empty();
+    }
+}
+
+#[test]
 fn unbounded_ignores_caps() {
     let repr = repr(false, 17, 0);
     let mut bench = Bench::new(LIMITS);
@@ -310,7 +338,9 @@ fn unbounded_ignores_caps() {
         assert!(matches!(table.handle(bench.now, buf, &ip, &mut bench.cache), Outcome::Pending));
     }
     assert_eq!(table.next_timeout(), Some(bench.now.plus(SECONDS)));
-    table.handle_timeout(bench.now.plus(SECONDS), &mut bench.cache);
+    let first = table.handle_timeout(bench.now.plus(SECONDS), &mut bench.cache).expect("offset 0 is there");
+    bench.cache.free(first);
+    assert!(table.handle_timeout(bench.now.plus(SECONDS), &mut bench.cache).is_none());
     assert_eq!(table.lost().get(DropReason::FragmentTimeout), 100);
     bench.ends_empty();
 }
@@ -434,7 +464,7 @@ proptest! {
             }
             let repr = IpRepr { ecn, ..repr(v6, 6, 0) };
             bench.now = bench.now.plus(SECONDS / 20);
-            bench.table.handle_timeout(bench.now, &mut bench.cache);
+            let _ = bench.expire();
             let before = bench.table.datagrams.iter().map(|it| it.pieces.len()).sum::<usize>() as u64;
             let packet = part(&repr, id, offset * 8, more, &content);
             if Ip::parse(&packet).is_ok_and(|ip| ip.fragment.is_none()) {

@@ -158,3 +158,61 @@ fn echo_requests_are_answered() {
         bench.assert_empty();
     }
 }
+
+#[test]
+fn the_sender_of_a_datagram_that_stays_incomplete_is_told() {
+    // RFC 1122, section 3.3.2; RFC 8200, section 4.5: when the first fragment came, and not otherwise.
+    for (client, server) in [("10.0.0.2:5000", "192.0.2.7:9"), ("[fd00::2]:5000", "[2001:db8::7]:9")] {
+        for skip in [0, 1] {
+            let mut bench = Bench::new(|_| {});
+            let whole = udp_packet(client, server, &[7; 3_000]);
+            let header = if at(client).is_ipv4() { 20 } else { 40 };
+            let repr = IpRepr {
+                src: at(client).ip(),
+                dst: at(server).ip(),
+                protocol: protocol::UDP,
+                ttl: 64,
+                ecn: 0,
+                payload_len: (whole.len() - header) as u32,
+                id: 7,
+                dont_fragment: false,
+            };
+            let part = crate::fragment::fragment(&repr, &whole[header..], 1_400, 7)
+                .unwrap()
+                .nth(skip)
+                .map(|part| [part.header(), part.payload].concat())
+                .unwrap();
+            assert_eq!(bench.feed(&part), Disposition::Accepted);
+            bench.pass(31 * SECONDS);
+            let packets = bench.packets();
+            assert_eq!(packets.len(), 1 - skip);
+            for packet in packets {
+                let ip = Ip::parse(&packet).unwrap();
+                let message = &packet[usize::from(ip.payload)..];
+                let error = IcmpError::TimeExceeded { code: 1 };
+                assert_eq!(Icmp::parse(&ip, message), Ok(Icmp::Error { error }));
+                assert!(part.starts_with(&message[8..]));
+            }
+            assert_eq!(bench.stack.stats().drops.get(DropReason::FragmentTimeout), 1);
+            bench.assert_empty();
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_extension_header_is_told() {
+    let mut bench = Bench::new(|_| {});
+    let (src, dst) = (at("[fd00::2]:1").ip(), at("[2001:db8::7]:1").ip());
+    for (next, rest, told) in [
+        (60, &[17, 0, 0x80, 4, 0, 0, 0, 0, 0, 0][..], Some((2, 42))),
+        (60, &[17, 0, 0x40, 4, 0, 0, 0, 0, 0, 0], None),
+        (60, &[132, 0, 1, 4, 0, 0, 0, 0, 0, 0], Some((1, 40))),
+        (59, &[], None),
+    ] {
+        assert!(matches!(bench.feed(&ip_packet(src, dst, next, rest)), Disposition::Dropped(_)));
+        let packets = bench.packets();
+        let seen = packets.first().map(|packet| (packet[41], packet[47]));
+        assert_eq!((packets.len(), seen), (usize::from(told.is_some()), told));
+    }
+    bench.assert_empty();
+}

@@ -40,6 +40,11 @@ macro_rules! with {
 impl Bench {
     /// A flow in `SynPending` or, with `SynAck::Immediate`, `SynReceived`.
     pub(super) fn new(config: TcpConfig, options: Options) -> Self {
+        Self::with_mss(config, options, MSS + 12, true)
+    }
+
+    /// The same on a device whose packets carry `mss` bytes, over IPv4 or IPv6.
+    fn with_mss(config: TcpConfig, options: Options, mss: u16, v4: bool) -> Self {
         let pool = Pool::new(PoolConfig::default());
         let cache = pool.cache();
         let stream = StreamLimits { flow_bytes: 64 * 1024, flow_segments: 64, total_bytes: 1 << 20 };
@@ -71,14 +76,19 @@ impl Bench {
             },
             &syn,
             ISS,
-            MSS + 12,
+            mss,
+            v4,
         );
         bench.tcb = Some(tcb);
         bench
     }
 
     pub(super) fn established(config: TcpConfig, options: Options) -> Self {
-        let mut bench = Self::new(config, options);
+        Self::established_with(config, options, MSS + 12, true)
+    }
+
+    pub(super) fn established_with(config: TcpConfig, options: Options, mss: u16, v4: bool) -> Self {
+        let mut bench = Self::with_mss(config, options, mss, v4);
         assert_eq!(bench.events(), Events::CONNECT_WANTED);
         with!(bench, tcb, ctx => tcb.connected(ctx));
         let syn_ack = bench.poll(&LIMITS).expect("SYN-ACK");

@@ -8,10 +8,12 @@
 mod bench;
 
 mod accept;
+mod path;
 mod random;
 mod receive;
 mod recovery;
 mod send;
+mod states;
 mod teardown;
 mod timer;
 

@@ -49,6 +49,30 @@ fn out_of_order_data_is_acknowledged_with_sack_and_drained_early() {
 }
 
 #[test]
+fn the_first_sack_block_is_of_the_segment_that_came() {
+    let mut bench = Bench::modern();
+    for at in [1_000, 3_000, 5_000] {
+        bench.receive(Flags::ACK, at, 0, 1_000, &[1; 1_000]);
+        bench.drain(&LIMITS);
+    }
+    // Held already, in whole, in part, and across the end of what is held: RFC 2018, section 4.
+    for (seq, len, first) in [
+        (1_000, 1_000, (1_000, 2_000)),
+        (3_200, 300, (3_000, 4_000)),
+        (1_999, 1, (1_000, 2_000)),
+        (5_000, 1, (5_000, 6_000)),
+        (3_500, 600, (3_000, 4_100)),
+    ] {
+        bench.receive(Flags::ACK, seq, 0, 1_000, &vec![1; len]);
+        let blocks = bench.poll(&LIMITS).expect("at once").repr.options.sack;
+        let first = (IRS + 1 + first.0, IRS + 1 + first.1);
+        assert_eq!(blocks.as_slice()[0], first, "{seq} + {len}");
+        assert_eq!(blocks.len(), 3, "none is forgotten");
+    }
+    bench.finish();
+}
+
+#[test]
 fn the_window_grows_when_it_was_the_limit_and_shrinks_after_silence() {
     let config = TcpConfig { recv_window_min: 10_000, recv_window_max: 60_000, ..TcpConfig::default() };
     let mut bench = Bench::established(config, Options::NONE);
@@ -209,5 +233,42 @@ fn the_end_of_the_sequence_space_is_nothing_special() {
     assert_eq!(bench.stats.bytes_in, 4_000_000);
     assert_eq!(bench.counts.total(), 0);
     assert!(bench.stats.predicted > 190);
+    bench.finish();
+}
+
+#[test]
+fn a_discarded_segment_leaves_no_trace() {
+    for (seq, ack) in [(0, 100_000), (u32::MAX, 100_000), (0, 1), (0, 0x8000_0000), (0, 0xf000_0000)] {
+        let mut bench = Bench::modern();
+        let heard = bench.tcb().last_received();
+        bench.wait(50 * MILLIS);
+        let timestamp = bench.options.timestamp;
+        bench.options.timestamp = Some((1_000_000, 0));
+        bench.receive(Flags::ACK, seq, ack, 0, &[9; 10]);
+        assert_eq!(bench.poll(&LIMITS).expect("a challenge").repr.options.timestamp.expect("negotiated").1, 1);
+        assert_eq!((bench.tcb().readable_len(), bench.tcb().last_received()), (0, heard), "{seq} {ack}");
+        bench.options.timestamp = timestamp;
+        bench.receive(Flags::ACK, 0, 0, 1_000, &[1; 10]);
+        assert_eq!((bench.tcb().readable_len(), bench.counts.get(DropReason::TcpPaws)), (10, 0), "{seq} {ack}");
+        bench.finish();
+    }
+}
+
+#[test]
+fn only_the_repeated_fin_prolongs_time_wait() {
+    let mut bench = Bench::established(TcpConfig::default(), Options::NONE);
+    with!(bench, tcb, ctx => tcb.upstream_eof(ctx));
+    bench.drain(&LIMITS);
+    bench.receive(Flags::ACK | Flags::FIN, 0, 1, 65_000, &[]);
+    let (end, kind) = bench.tcb().deadline().expect("a timer");
+    assert_eq!(kind, TimerKind::TimeWait);
+    bench.wait(SECONDS);
+    for (seq, ack) in [(u32::MAX - 5_000, 1), (0x7000_0000, 1), (0, 9)] {
+        bench.receive(Flags::ACK | Flags::FIN, seq, ack, 65_000, &[]);
+        bench.drain(&LIMITS);
+        assert_eq!(bench.tcb().deadline(), Some((end, TimerKind::TimeWait)), "{seq} {ack}");
+    }
+    bench.receive(Flags::ACK | Flags::FIN, 0, 1, 65_000, &[]);
+    assert_eq!(bench.tcb().deadline(), Some((end.plus(SECONDS), TimerKind::TimeWait)));
     bench.finish();
 }

@@ -20,6 +20,7 @@ fn sack_recovery_retransmits_what_is_missing() {
     bench.sack(10_000, &[]);
     assert_eq!(bench.tcb().recovery, Recovery::Open);
     assert!(bench.tcb().scoreboard.is_none(), "the board is given back");
+    assert_eq!(bench.tcb().congestion_window(), 6_300, "0.7 of a flight of 9 segments (RFC 6675, section 5)");
     assert!(bench.drain(&PLAIN).is_empty());
     assert!(bench.tcb().deadline().is_none_or(|(_, kind)| kind == TimerKind::Keepalive));
     bench.finish();

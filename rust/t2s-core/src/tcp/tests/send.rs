@@ -52,6 +52,40 @@ fn small_windows_do_not_make_small_segments() {
 }
 
 #[test]
+fn a_busy_client_does_not_put_the_override_off() {
+    let mut bench = Bench::established(TcpConfig::default(), Options { mss: Some(MSS), ..Options::NONE });
+    bench.receive(Flags::ACK, 0, 0, 100, &[1]);
+    bench.push(5_000);
+    assert!(bench.poll(&PLAIN).is_none());
+    let start = bench.now;
+    let mut sent = Vec::new();
+    for step in 1..=100 {
+        bench.wait(10 * MILLIS);
+        bench.receive(Flags::ACK, step, sent.iter().sum::<usize>() as u32, 100, &[1]);
+        sent.extend(bench.drain(&PLAIN).iter().map(|segment| segment.payload_len).filter(|len| *len > 0));
+        assert!(!sent.is_empty() || bench.now.since(start) < SECONDS, "nothing in {step} steps");
+    }
+    assert!(sent.iter().all(|len| *len == 100), "what the window takes: {sent:?}");
+    bench.finish();
+    // Also when the window was closed first, and a probe was far ahead.
+    let mut bench = Bench::established(TcpConfig::default(), Options { mss: Some(MSS), ..Options::NONE });
+    bench.receive(Flags::ACK, 0, 0, 0, &[]);
+    bench.push(5_000);
+    for _ in 0..6 {
+        bench.poll(&PLAIN);
+        bench.expire(TimerKind::Persist);
+    }
+    assert!(bench.poll(&PLAIN).is_some());
+    assert!(bench.tcb().deadline().expect("a timer").0.since(bench.now) > 5 * SECONDS);
+    bench.receive(Flags::ACK, 0, 0, 100, &[]);
+    assert!(bench.poll(&PLAIN).is_none());
+    assert!(bench.tcb().deadline().expect("a timer").0.since(bench.now) <= SECONDS);
+    bench.expire(TimerKind::Persist);
+    assert_eq!(bench.poll(&PLAIN).expect("the override").payload_len, 100);
+    bench.finish();
+}
+
+#[test]
 fn who_finds_no_room_is_told_when_there_is_some() {
     let mut bench = Bench::modern();
     // All of the limit is queued; the push itself was made while the limit was higher.

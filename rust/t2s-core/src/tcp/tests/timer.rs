@@ -82,11 +82,91 @@ fn idle_and_half_closed_flows_end() {
     assert!(bench.poll(&LIMITS).expect("RST").repr.flags.rst());
     bench.finish();
 
+    // Nobody reads any more: the client's direction has a limit.
     let mut bench = Bench::established(TcpConfig::default(), Options::NONE);
     with!(bench, tcb, ctx => tcb.upstream_eof(ctx));
     bench.drain(&LIMITS);
     bench.receive(Flags::ACK, 0, 1, 65_000, &[]);
+    with!(bench, tcb, ctx => tcb.reader_gone(ctx));
     bench.expire(TimerKind::FinWait2);
     assert_eq!(bench.tcb().close_reason(), Some(CloseReason::FinWait2Timeout));
+    bench.finish();
+}
+
+#[test]
+fn a_half_closed_client_has_as_long_as_any_other() {
+    // RFC 9293, section 3.6: FIN-WAIT-2 goes on receiving until the client's FIN.
+    let mut bench = Bench::established(TcpConfig::default(), Options::NONE);
+    with!(bench, tcb, ctx => tcb.upstream_eof(ctx));
+    bench.drain(&LIMITS);
+    bench.receive(Flags::ACK, 0, 1, 65_000, &[]);
+    let keepalive = bench.config.keepalive_idle;
+    for round in 0..3 {
+        let start = bench.now;
+        while bench.now.since(start) < keepalive {
+            bench.expire(TimerKind::Keepalive);
+        }
+        assert!(bench.poll(&LIMITS).is_some_and(|probe| probe.repr.seq == ISS + 1), "probed in round {round}");
+        bench.receive(Flags::ACK, 0, 1, 65_000, &[]);
+        assert_eq!(bench.tcb().state(), State::FinWait2);
+    }
+    bench.receive(Flags::ACK, 0, 1, 65_000, b"late");
+    assert_eq!(bench.tcb().readable_len(), 4);
+    bench.expire(TimerKind::DelayedAck);
+    // A dead one is found all the same.
+    while bench.tcb().state() != State::Closed {
+        bench.drain(&LIMITS);
+        bench.expire(TimerKind::Keepalive);
+    }
+    assert_eq!(bench.tcb().close_reason(), Some(CloseReason::KeepaliveTimeout));
+    bench.finish();
+}
+
+#[test]
+fn bytes_that_nobody_takes_do_not_keep_a_finished_flow() {
+    for (idle, limit) in [(10 * SECONDS, 10 * SECONDS), (0, 7_875 * SECONDS)] {
+        let config = TcpConfig { idle_timeout: idle, ..TcpConfig::default() };
+        let mut bench = Bench::established(config, Options::NONE);
+        bench.receive(Flags::ACK | Flags::FIN, 0, 0, 65_000, &[1; 10]);
+        with!(bench, tcb, ctx => tcb.upstream_eof(ctx));
+        bench.drain(&LIMITS);
+        bench.receive(Flags::ACK, 11, 1, 65_000, &[]);
+        let _ = bench.events();
+        bench.wait(limit - SECONDS);
+        // A slow reader is a reader.
+        with!(bench, tcb, ctx => tcb.consume(ctx, 1));
+        bench.wait(limit - SECONDS);
+        assert_eq!((bench.tcb().readable_len(), bench.events()), (9, Events::NONE));
+        bench.expire(TimerKind::Keepalive);
+        let events = bench.events();
+        assert!(events.contains(Events::RESET) && events.contains(Events::CLOSED), "the upstream lost bytes");
+        assert_eq!(bench.tcb().close_reason(), Some(CloseReason::IdleTimeout));
+        assert_eq!((bench.tcb().readable_len(), bench.tcb().deadline()), (0, None));
+        bench.finish();
+    }
+}
+
+#[test]
+fn an_idle_flow_gives_its_window_growth_to_others() {
+    let config = TcpConfig { recv_window_min: 10_000, recv_window_max: 60_000, ..TcpConfig::default() };
+    let mut bench = Bench::established(config, Options::NONE);
+    bench.receive(Flags::ACK, 0, 0, 65_000, &[1; 10_000]);
+    with!(bench, tcb, ctx => tcb.consume(ctx, 10_000));
+    bench.drain(&LIMITS);
+    assert_eq!((bench.tcb().recv_capacity, bench.memory.grown), (20_000, 10_000));
+    bench.wait(9 * SECONDS);
+    bench.receive(Flags::ACK, 10_000, 0, 65_000, &[1]);
+    bench.expire(TimerKind::DelayedAck);
+    bench.drain(&LIMITS);
+    bench.expire(TimerKind::Keepalive);
+    assert_eq!(bench.memory.grown, 10_000, "it has moved since");
+    bench.expire(TimerKind::Keepalive);
+    assert_eq!((bench.tcb().recv_capacity, bench.memory.grown), (10_000, 0));
+    // Keepalive is where it was.
+    let heard = bench.tcb().last_received();
+    while bench.poll(&LIMITS).is_none() {
+        bench.expire(TimerKind::Keepalive);
+    }
+    assert_eq!(bench.now.since(heard), bench.config.keepalive_idle);
     bench.finish();
 }

@@ -2,14 +2,24 @@
 
 use proptest::prelude::*;
 
-use super::super::icmp::{Icmp, IcmpError, build_error, reply_to_echo};
-use super::super::ip::fill_v4_header_checksum;
+use super::super::icmp::{Icmp, IcmpError, Quote, build_error, reply_to_echo};
+use super::super::ip::{fill_v4_header_checksum, parameter_problem};
 use super::super::{Ip, Tcp, Udp, VirtioNetHdr, protocol, upper_layer, verify_transport};
 use super::{packet, tcp_packet, tcp_repr, v4, v6};
 use crate::checksum::Kernel;
 
 /// Everything that a stack would do with a packet.
 fn swallow(bytes: &[u8]) {
+    for v4 in [false, true] {
+        if let Some(quote) = Quote::parse(v4, bytes) {
+            assert_eq!((quote.src.is_ipv4(), quote.dst.is_ipv4()), (v4, v4));
+        }
+    }
+    if let Some((ip, error)) = parameter_problem(bytes) {
+        assert!(usize::from(ip.payload) <= ip.total as usize && ip.total as usize <= bytes.len());
+        let IcmpError::ParameterProblem { pointer, .. } = error else { panic!("{error:?}") };
+        assert!(pointer < ip.total);
+    }
     let Ok(ip) = Ip::parse(bytes) else { return };
     assert!(usize::from(ip.payload) <= ip.total as usize && ip.total as usize <= bytes.len());
     assert_eq!(ip.src.is_ipv4(), ip.dst.is_ipv4());

@@ -7,17 +7,18 @@ use smoltcp::wire::{Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Icmpv6DstUnr
 use super::super::icmp::{
     ERROR_MAX_V4, ERROR_MAX_V6, Echo, ICMP_HEADER, Icmp, IcmpError, build_error, emit_echo, reply_to_echo,
 };
-use super::super::ip::fill_v4_header_checksum;
+use super::super::ip::{fill_v4_header_checksum, parameter_problem};
 use super::super::{Ip, upper_layer, verify_transport};
 use super::{IpAddr, IpRepr, ip_repr, packet, protocol, v4, v6};
 use crate::checksum::Kernel;
 
-const ERRORS: [IcmpError; 8] = [
+const ERRORS: [IcmpError; 9] = [
     IcmpError::NetUnreachable,
     IcmpError::HostUnreachable,
     IcmpError::PortUnreachable,
     IcmpError::ProtocolUnreachable,
     IcmpError::Prohibited,
+    IcmpError::ParameterProblem { code: 0, pointer: 40 },
     IcmpError::TooBig { mtu: 1400 },
     IcmpError::TimeExceeded { code: 0 },
     IcmpError::TimeExceeded { code: 1 },
@@ -96,6 +97,61 @@ fn no_error_about_errors_groups_and_later_fragments() {
     fragment[6..8].copy_from_slice(&[0x20, 0]);
     fill_v4_header_checksum(&mut fragment);
     assert!(error_about(&fragment, IcmpError::TimeExceeded { code: 1 }).is_some());
+}
+
+/// What the stack says about a packet of extension headers: the code and pointer of a parameter problem, or `None`.
+fn told(first: u8, extensions: &[&[u8]], dst: &str) -> Option<(u8, u32)> {
+    let repr = IpRepr { dst: dst.parse().unwrap(), ..v6(first, 0) };
+    let original = packet(repr, &extensions.concat());
+    let mut out = [0; 2048];
+    let (ip, error) = match Ip::parse(&original) {
+        Ok(ip) => (ip, IcmpError::ProtocolUnreachable),
+        Err(_) => parameter_problem(&original)?,
+    };
+    let len = build_error(Kernel::auto(), &ip, &original, None, error, &mut out)?;
+    let ip = Ip::parse(&out[..len]).unwrap();
+    assert!(verify_transport(Kernel::auto(), &ip, &out[..len]));
+    let message = upper_layer(&ip, &out[..len]).unwrap();
+    assert_eq!((message[0], &message[8..]), (4, &original[..original.len().min(ERROR_MAX_V6 - 48)]));
+    Some((message[1], u32::from_be_bytes(message[4..8].try_into().unwrap())))
+}
+
+#[test]
+fn a_parameter_problem_points_at_what_is_not_understood() {
+    // Destination options and hop-by-hop options with padding, a routing header, an atomic fragment header; each names
+    // what follows it.
+    let options = |next: u8, option: [u8; 4]| [next, 0, option[0], option[1], option[2], option[3], 1, 0];
+    let pad = |next| options(next, [1, 2, 0, 0]);
+    let rest = [0x5a; 20];
+    let unknown = |kind| options(17, [kind, 2, 0, 0]);
+    let one = "2001:db8::1";
+    let group = "ff02::5";
+    // RFC 8200, sections 4, 4.1, 4.2, 4.4, 4.7; RFC 4443, section 3.4.
+    assert_eq!(told(132, &[&rest], one), Some((1, 6)));
+    assert_eq!(told(60, &[&pad(132), &rest], one), Some((1, 40)));
+    assert_eq!(told(0, &[&pad(60), &pad(132), &rest], one), Some((1, 48)));
+    assert_eq!(told(44, &[&[60, 0, 0, 0, 0, 0, 0, 9], &pad(132), &rest], one), Some((1, 48)));
+    assert_eq!(told(59, &[], one), None);
+    assert_eq!(told(59, &[&rest], one), None);
+    assert_eq!(told(60, &[&pad(59)], one), None);
+    assert_eq!(told(60, &[&pad(0), &pad(17), &rest], one), Some((1, 40)), "hop-by-hop options come first or never");
+    assert_eq!(told(60, &[&unknown(0x40), &rest], one), None, "discard in silence");
+    assert_eq!(told(60, &[&unknown(0x80), &rest], one), Some((2, 42)));
+    assert_eq!(told(60, &[&unknown(0xc2), &rest], one), Some((2, 42)));
+    assert_eq!(told(0, &[&pad(60), &unknown(0x80), &rest], one), Some((2, 50)));
+    assert_eq!(told(60, &[&options(17, [1, 0, 0x80, 0]), &rest], one), Some((2, 44)));
+    assert_eq!(told(60, &[&unknown(0x80), &rest], group), None);
+    assert_eq!(told(60, &[&unknown(0xc0), &rest], group), None);
+    assert_eq!(
+        told(60, &[&options(17, [5, 200, 0, 0]), &rest], one),
+        Some((0, 43)),
+        "an option longer than its header"
+    );
+    assert_eq!(told(43, &[&[17, 0, 0, 1, 0, 0, 0, 0], &rest], one), Some((0, 42)), "segments left");
+    // Not about an ICMPv6 error, though it stands behind the problem; about a request it may be.
+    let icmp = |kind| [&unknown(0x80)[1..], &[kind; 8]].concat();
+    assert_eq!(told(60, &[&[58], &icmp(1)], one), None);
+    assert_eq!(told(60, &[&[58], &icmp(128)], one), Some((2, 42)));
 }
 
 #[test]
