@@ -5,7 +5,7 @@
 //! belong to the phase.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::generator::link::Mark;
 use crate::generator::placement::Placement;
 use crate::generator::{Generator, Window};
 use crate::measure::clock::now_ns;
-use crate::measure::sampler::{Gauge, Sampler};
+use crate::measure::sampler::{Gauge, Sampler, open_files};
 use crate::measure::stall::{GeneratorStallDetector, LastStall};
 use crate::replay::{CaptureError, CaptureSpec, run_capture};
 use crate::result::{PhaseResult, Progress};
@@ -30,6 +30,7 @@ use crate::summary::{GeneratorReport, Parts, summarize};
 use crate::worker::null::NullDevice;
 use crate::worker::{Report, Worker};
 use t2s_sys::clock::thread_cpu_nanos;
+use t2s_sys::heap::thread_heap;
 use t2s_sys::memory::MAPPED;
 use t2s_sys::sched;
 
@@ -254,6 +255,9 @@ fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
 }
 
 fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult, LabError> {
+    let of_a_thread = heap_of_a_thread()?;
+    let heap_of_threads = Arc::new(AtomicI64::new(0));
+    let (heap_before, fds_before) = (thread_heap(), open_files());
     let (pool, map) = shared_parts(spec);
     let cpus = if spec.pin { sched::allowed_cpus()? } else { Vec::new() };
     let available = thread::available_parallelism().map_or(1, usize::from);
@@ -274,10 +278,12 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
         let stall_detector = GeneratorStallDetector::new(Arc::clone(&stall));
         let placement = Placement::among(&map, index, spec.workers as usize);
         let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), spin_limit };
-        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&slot, &pool, &map, stall, device, out))?);
+        let name = format!("t2s-worker-{index}");
+        workers.push(spawn(name, &heap_of_threads, move || work(&slot, &pool, &map, stall, device, out))?);
         let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), spin_limit };
-        generators
-            .push(spawn(format!("t2s-load-{index}"), move || generate(&slot, &placement, stall_detector, tx, rx))?);
+        let name = format!("t2s-load-{index}");
+        let body = move || generate(&slot, &placement, stall_detector, tx, rx);
+        generators.push(spawn(name, &heap_of_threads, body)?);
         Ok::<(), LabError>(())
     });
     if spawned.is_err() {
@@ -290,14 +296,58 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
     let workers = reports.into_iter().collect::<Result<Vec<_>, _>>()?;
     let generators = windows.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Buffers that threads had cached are back by now, and live bytes are exact.
-    let parts = Parts { spec, sampler: &sampler, workers: &workers, generators: &generators, pool: pool.stats() };
-    Ok(summarize(&parts, map.len() as u64))
+    let parts = Parts {
+        spec,
+        sampler: &sampler,
+        workers: &workers,
+        generators: &generators,
+        pool: pool.stats(),
+        fds: (fds_before, open_files()),
+    };
+    let before = thread_heap();
+    let mut result = summarize(&parts, map.len() as u64);
+    let held = thread_heap().zip(before).map(|(now, before)| now.since(before).bytes);
+    drop((workers, generators, sampler, cpus, pool, map));
+    result.heap.left_bytes = thread_heap()
+        .zip(heap_before)
+        .zip(held)
+        .map(|((now, before), held)| {
+            let threads = heap_of_threads.load(Ordering::Acquire) - 2 * i64::from(spec.workers) * of_a_thread;
+            now.since(before).bytes - held + threads
+        })
+        .filter(|_| spec.phase != Phase::Null);
+    Ok(result)
 }
 
 type Thread<T> = (String, JoinHandle<T>);
 
-fn spawn<T: Send + 'static>(name: String, body: impl FnOnce() -> T + Send + 'static) -> Result<Thread<T>, LabError> {
-    Ok((name.clone(), thread::Builder::new().name(name).spawn(body)?))
+/// Starts a thread that adds to `heap` what it has allocated and not freed.
+fn spawn<T: Send + 'static>(
+    name: String,
+    heap: &Arc<AtomicI64>,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<Thread<T>, LabError> {
+    let heap = Arc::clone(heap);
+    // In a box of its own, the body is freed where that is counted, and all threads are of one size.
+    let body: Box<dyn FnOnce() -> T + Send> = Box::new(body);
+    let counted = move || {
+        let before = thread_heap();
+        let outcome = body();
+        if let Some((now, before)) = thread_heap().zip(before) {
+            heap.fetch_add(now.since(before).bytes, Ordering::AcqRel);
+        }
+        outcome
+    };
+    Ok((name.clone(), thread::Builder::new().name(name).spawn(counted)?))
+}
+
+/// What a thread frees once it no longer counts: what the standard library needs to run one. Bytes, 0 without counts.
+fn heap_of_a_thread() -> Result<i64, LabError> {
+    let heap = Arc::new(AtomicI64::new(0));
+    let before = thread_heap();
+    join(spawn("t2s-worker-0".to_owned(), &heap, || ())?)?;
+    let control = thread_heap().zip(before).map_or(0, |(now, before)| now.since(before).bytes);
+    Ok(control + heap.load(Ordering::Acquire))
 }
 
 fn join<T>((name, handle): Thread<T>) -> Result<T, LabError> {
@@ -486,7 +536,7 @@ fn generate(
     let (begin, end) = (cpu_at[0].unwrap_or(end), cpu_at[1].unwrap_or(end));
     let cpu_share = (end.1 - begin.1) as f64 / (end.0 - begin.0).max(1) as f64;
     gauge.flows.store(DONE, Ordering::Relaxed);
-    GeneratorReport { window: generator.window(), cpu_share }
+    GeneratorReport { window: generator.window(), exchange: generator.exchange(), cpu_share }
 }
 
 #[cfg(test)]

@@ -451,6 +451,8 @@ impl Component {
                 found.share(c.ip_fragment, path, "ip_fragment");
             }
             Self::Dns(c) => {
+                let whole = c.upstream.reply_bytes == 0 || c.upstream.reply_bytes >= 39;
+                found.check(whole, &format!("{path}.upstream.reply_bytes"), "must be 0, or at least the query's 39");
                 found.range(c.names, 1..=1 << 24, path, "names");
                 found.share(c.malformed, path, "malformed");
             }

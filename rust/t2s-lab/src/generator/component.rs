@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::generator::churn::Churn;
 use crate::generator::client::{Event, Shape};
 use crate::generator::clients::Clients;
-use crate::generator::datagrams::{Datagrams, Queries};
+use crate::generator::datagrams::{Datagrams, Queries, Replies};
 use crate::generator::link::Link;
 use crate::generator::malformed::{Malformed, SynFlood};
 use crate::generator::packets::{Pattern, PayloadSums, Reply};
@@ -38,7 +38,7 @@ pub enum Component {
 pub const TCP_PORT: u16 = 443;
 
 /// The part of `total` that falls to one of `workers`.
-fn part(total: u32, worker: u32, workers: u32) -> usize {
+pub fn part(total: u32, worker: u32, workers: u32) -> usize {
     (total / workers + u32::from(worker < total % workers)) as usize
 }
 
@@ -55,6 +55,7 @@ impl Component {
         let stream = u64::from(worker) << 32 | (index as u64) << 8;
         let rng = |n| Rng::new(spec.seed, stream | n);
         let (worker_id, component) = (worker as u8, index as u8);
+        let resets = spec.components[index].upstream().mode == spec::UpstreamMode::Reset;
         let shape = |segment: u32| Shape {
             worker: worker_id,
             component,
@@ -62,6 +63,7 @@ impl Component {
             mss: [spec.settings.mtu - 40, spec.settings.mtu - 60],
             segment,
             sums: PayloadSums::new(pattern, segment as usize),
+            resets,
         };
         let clients = |count: u32, segment, v6_share, spare| {
             let count = part(count, worker, spec.workers);
@@ -132,7 +134,7 @@ impl Component {
                 }
             }
             Self::Datagrams(c) => c.handle(reply, link),
-            Self::Queries(_) => Queries::handle(reply, link),
+            Self::Queries(c) => c.handle(reply, link),
             Self::Malformed(_) | Self::SynFlood(_) => {}
         }
     }
@@ -176,7 +178,27 @@ impl Component {
         match self {
             Self::Stream(c) => c.drain(give_up, link),
             Self::Churn(c) => c.drain(give_up, link),
-            Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => true,
+            Self::Datagrams(c) => c.drain(give_up, link),
+            Self::Queries(c) => c.drain(give_up, link),
+            Self::Malformed(_) | Self::SynFlood(_) => true,
+        }
+    }
+
+    /// Datagrams sent with a number, and what came back, for those kinds that have some.
+    pub fn exchange(&self) -> Option<(u64, &Replies)> {
+        match self {
+            Self::Datagrams(c) => Some(c.exchange()),
+            Self::Queries(c) => Some(c.exchange()),
+            Self::Stream(_) | Self::Churn(_) | Self::Malformed(_) | Self::SynFlood(_) => None,
+        }
+    }
+
+    /// The measured window begins or ends now, for what is due from then on.
+    pub fn measure(&mut self, begin: Option<u64>, end: Option<u64>) {
+        match self {
+            Self::Datagrams(c) => c.replies().measure(begin, end),
+            Self::Queries(c) => c.replies().measure(begin, end),
+            Self::Stream(_) | Self::Churn(_) | Self::Malformed(_) | Self::SynFlood(_) => {}
         }
     }
 }

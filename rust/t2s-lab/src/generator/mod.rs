@@ -35,7 +35,9 @@ use crate::generator::placement::Placement;
 use crate::generator::rng::Rng;
 use crate::generator::schedule::Schedule;
 use crate::generator::slot::Slot;
+use crate::measure::recorder::Recorder;
 use crate::spec::{Phase, PhaseSpec};
+use crate::truth::SequenceCounts;
 
 /// Packets that one iteration sends at most, so that replies are read in between.
 const SEND_BUDGET: u32 = 64;
@@ -118,6 +120,19 @@ pub struct Window {
     pub span: (u64, u64),
     /// All counts from the first packet to the end of the drain.
     pub total: Counters,
+}
+
+/// What a generator's numbered datagrams came to, over the whole phase.
+#[derive(Clone, Debug, Default)]
+pub struct Exchange {
+    /// Datagrams sent that must arrive.
+    pub sent: u64,
+    /// Replies to them.
+    pub replies: SequenceCounts,
+    /// From the due time of a datagram in the window until its reply was read.
+    pub latency: Recorder,
+    /// Packets that were for no client.
+    pub strangers: u64,
 }
 
 /// The generator of one worker.
@@ -209,6 +224,17 @@ impl Generator {
     /// What the window counted; whole after [`Generator::is_done`].
     pub fn window(&self) -> Window {
         Window { total: self.counters, ..self.window }
+    }
+
+    /// What the datagrams of all components came to; whole after [`Generator::is_done`].
+    pub fn exchange(&self) -> Exchange {
+        let mut exchange = Exchange { strangers: self.strangers, ..Exchange::default() };
+        for (sent, replies) in self.entries.iter().filter_map(|entry| entry.component.exchange()) {
+            exchange.sent += sent;
+            exchange.replies.merge(&replies.tracker.counts);
+            exchange.latency.merge(&replies.latency);
+        }
+        exchange
     }
 
     /// When the next scheduled packet is due, nanoseconds of the lab's clock; `None` when none is scheduled.
@@ -339,6 +365,7 @@ impl Generator {
                 return;
             }
             self.begun = Some(self.counters);
+            self.entries.iter_mut().for_each(|entry| entry.component.measure(Some(now), None));
             self.window.span.0 = now;
             self.window.payload_before = self.counters.payload;
             self.window.intended = 0;
@@ -355,6 +382,7 @@ impl Generator {
 
     fn end_window(&mut self, now: u64, elapsed: u64) {
         self.stage = Stage::Drain { since: now, next_pass: now };
+        self.entries.iter_mut().for_each(|entry| entry.component.measure(None, Some(now)));
         let Some(begun) = self.begun else { return };
         self.window.span.1 = now;
         self.window.counters = self.counters.since(&begun);
@@ -511,6 +539,14 @@ impl Counters {
             closed: self.closed - earlier.closed,
             refused: self.refused - earlier.refused,
             aborted: self.aborted - earlier.aborted,
+            reset: self.reset - earlier.reset,
+            window_probes: self.window_probes - earlier.window_probes,
+            repeated: self.repeated - earlier.repeated,
+            gaps: self.gaps - earlier.gaps,
+            payload_received: self.payload_received - earlier.payload_received,
+            up: self.up,
+            down: self.down,
+            damage: self.damage,
         }
     }
 }

@@ -21,7 +21,15 @@ fn assert_drained(result: &Value) {
         "/timers_after_drain",
         "/reassembly/bytes_after_drain",
         "/generator/corrupt",
+        "/truth/faults",
+        "/truth/lost_packets",
+        "/heap/left_bytes",
     ] {
+        let without_core =
+            result["phase"] == "null" && ["/truth", "/heap"].iter().any(|part| pointer.starts_with(part));
+        if without_core {
+            continue;
+        }
         assert_eq!(result.pointer(pointer), Some(&Value::from(0)), "{pointer} of {}", result["scenario"]);
     }
 }
@@ -52,11 +60,12 @@ fn every_component_kind_drains_to_nothing() {
         assert_drained(&result);
         let offered = result["offered"].as_u64().unwrap();
         assert!(offered > 0, "{name}");
-        assert_eq!(offered, result["forwarded"].as_u64().unwrap() + result["lost"].as_u64().unwrap(), "{name}");
+        assert_eq!(offered, result["forwarded"].as_u64().unwrap() + result["dropped"].as_u64().unwrap(), "{name}");
         assert_eq!(result["latency"]["count"].as_u64(), Some(offered), "{name}: each packet has one latency");
         assert_eq!(result["latency"]["count"], result["service"]["count"], "{name}");
         let lost: u64 = result["lost_by_reason"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
-        assert_eq!(result["lost"].as_u64(), Some(lost.min(offered)), "{name}");
+        assert_eq!(result["dropped"].as_u64(), Some(lost.min(offered)), "{name}");
+        assert_eq!(result["lost"], result["unsent"], "{name}: all that was sent arrived");
         if matches!(name, "stream" | "udp" | "dns") {
             assert_eq!(result["payload_offered"], result["payload_forwarded"], "{name}");
         }

@@ -20,8 +20,8 @@ use crate::measure::clock::{self, now_ns};
 use crate::measure::recorder::Recorder;
 use crate::measure::sampler::{Gauge, Sampler};
 use crate::result::{
-    CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
-    StageResult,
+    CpuResult, FlowMapResult, GeneratorResult, HeapResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult,
+    RssResult, StageResult,
 };
 use crate::spec::{Phase, Reassembly, Settings, SpecError};
 use t2s_sys::clock::thread_cpu_nanos;
@@ -320,12 +320,17 @@ fn result(
         intended: watch.offered,
         offered: watch.offered,
         forwarded: watch.accepted,
+        dropped: watch.offered - watch.accepted,
+        unsent: 0,
+        // A capture has no second end that could miss a packet.
         lost: watch.offered - watch.accepted,
+        truth: None,
         lost_by_reason: named.clone(),
         invalid: (sums.corrupt > 0).then(|| format!("{} replies were broken: the core has a bug", sums.corrupt)),
         latency: watch.latency.distribution(),
         quiet: watch.latency.distribution(),
         service: service.clone(),
+        reply_latency: None,
         latency_slices: Vec::new(),
         quiet_slices: Vec::new(),
         service_slices: Vec::new(),
@@ -334,6 +339,7 @@ fn result(
         payload_offered: sums.payload_sent,
         payload_forwarded: sums.payload_up,
         payload_window: sums.payload_up,
+        payload_window_down: 0,
         connections_opened: sums.opened,
         connections_closed: sums.closed,
         connections_refused: sums.refused,
@@ -375,11 +381,14 @@ fn result(
         cpu: CpuResult {
             engine_ns: engine,
             idle_poll_ns: 0,
+            checking_ns: 0,
             percent: engine as f64 / (seconds.max(1e-9) * 1e7),
             windows: watch.sampler.windows.clone(),
             ns_per_packet: engine as f64 / watch.offered.max(1) as f64,
         },
         rss: RssResult { samples: watch.sampler.rss.clone() },
+        heap: HeapResult::default(),
+        fds_left: 0,
         stages: Stage::ALL
             .iter()
             .map(|&stage| {

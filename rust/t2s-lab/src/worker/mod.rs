@@ -26,8 +26,10 @@ use crate::measure::recorder::Recorder;
 use crate::measure::slices::{Slice, Sliced};
 use crate::measure::stall::{LastStall, StallDetector};
 use crate::spec::{Component, PhaseSpec};
-use crate::worker::upstream::Upstreams;
+use crate::truth::SequenceCounts;
+use crate::worker::upstream::{Arrivals, Upstreams};
 use t2s_sys::clock::thread_cpu_nanos;
+use t2s_sys::heap::{HeapCounts, thread_heap};
 
 /// Packets of one iteration: enough to share locks and acknowledgements, few enough to keep an iteration below 100 µs.
 pub const BUDGET: usize = 64;
@@ -69,14 +71,18 @@ pub struct Snapshot {
     pub cpu: u64,
     /// Its part of empty polls.
     pub idle: u64,
-    /// Payload bytes taken upstream.
+    /// Payload bytes taken upstream that were right and new.
     pub accepted: u64,
+    /// Time that the upstream spent comparing them, part of `cpu`.
+    pub checking: u64,
     /// Packets read from the device.
     pub packets: u64,
     /// Packets for which there was no buffer.
     pub no_buffer: u64,
     /// Packets that belonged to other workers.
     pub foreign: u64,
+    /// What the worker's thread holds.
+    pub heap: Option<HeapCounts>,
 }
 
 /// What one worker measured.
@@ -108,8 +114,12 @@ pub struct Report {
     pub alarms: Vec<crate::measure::loop_time::Alarm>,
     /// Time by part of the loop.
     pub parts: BTreeMap<&'static str, u64>,
-    /// Bytes that did not arrive as sent.
+    /// Slices and datagrams that did not arrive as sent.
     pub corrupt: u64,
+    /// What arrived upstream and what left it, over the whole phase.
+    pub arrivals: Arrivals,
+    /// Numbered datagrams that arrived upstream.
+    pub datagrams: SequenceCounts,
     /// Datagrams lost in the simulated upstream.
     pub overrun: u64,
 }
@@ -171,7 +181,7 @@ impl Worker {
             stack: Stack::new(config, pool, Arc::clone(map), worker, workers, Instant::from_nanos(now_ns())),
             pool: pool.clone(),
             map: Arc::clone(map),
-            upstreams: Upstreams::new(&spec.components),
+            upstreams: Upstreams::new(spec, worker, true),
             batch: Vec::with_capacity(BUDGET),
             dues: Vec::with_capacity(BUDGET),
             mtu,
@@ -239,17 +249,20 @@ impl Worker {
             }
         }
         stamps[2] = stamp(&self.loop_timer);
+        let checked = self.upstreams.checking.ns;
         self.serve_upstreams(now, delays);
-        stamps[3] = stamp(&self.loop_timer);
+        // Comparing is the lab's own work, and nobody's time.
+        stamps[3] = (stamp(&self.loop_timer) - (self.upstreams.checking.ns - checked)).max(stamps[2]);
         let sent = self.transmit(now, out);
         device.release();
         stamps[4] = now_ns();
         let worked = read > 0 || sent > 0 || delays;
         self.stall_detector.end(stamps[4], read == 0);
+        let mut end = stamps[4];
         if worked && self.measuring {
+            stamps[4] = (end - (self.upstreams.checking.ns - checked)).max(stamps[3]);
             self.record(&stamps);
         }
-        let mut end = stamps[4];
         if read > 0 {
             // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
             self.stack.pool().prefetch(self.mtu);
@@ -384,12 +397,14 @@ impl Worker {
             Mark::Begin => {
                 self.marks[0] = self.snapshot();
                 self.measuring = true;
+                self.upstreams.measuring = true;
                 self.loop_timer.begin(now);
                 self.slice_ends = now.saturating_add(self.slice_ns);
             }
             Mark::Drain => {
                 self.marks[1] = self.snapshot();
                 self.measuring = false;
+                self.upstreams.measuring = false;
                 self.upstreams.release_all(now, &mut self.stack);
             }
             Mark::End => {}
@@ -404,9 +419,11 @@ impl Worker {
             cpu: thread_cpu_nanos(),
             idle: self.idle_ns,
             accepted: self.upstreams.accepted,
+            checking: self.upstreams.checking.ns,
             packets: self.packets,
             no_buffer: self.no_buffer,
             foreign: self.foreign,
+            heap: thread_heap(),
         }
     }
 
@@ -443,7 +460,7 @@ impl Worker {
             latency: self.latency.finish(),
             quiet: self.quiet.finish(),
             service: self.service.finish(),
-            upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
+            upstream_wait: self.upstreams.can_block.then(|| self.upstreams.wait.clone()),
             measured: self.measured,
             iterations: self.loop_timer.recorder,
             max_on_cpu: self.loop_timer.max_on_cpu,
@@ -451,6 +468,8 @@ impl Worker {
             alarms: self.loop_timer.alarms,
             parts,
             corrupt: self.upstreams.corrupt,
+            arrivals: self.upstreams.arrivals,
+            datagrams: self.upstreams.datagrams_received(),
             overrun: self.upstreams.overrun,
         }
     }
