@@ -20,7 +20,7 @@ use crate::device_ring::{Consumer, Producer, ring};
 use crate::generator::link::Mark;
 use crate::generator::placement::Placement;
 use crate::generator::{Generator, Window};
-use crate::measure::clock::now_ns;
+use crate::measure::clock::{self, now_ns};
 use crate::measure::sampler::{Gauge, Sampler, open_files};
 use crate::measure::stall::{GeneratorStallDetector, LastStall};
 use crate::replay::{CaptureError, CaptureSpec, run_capture};
@@ -244,6 +244,7 @@ fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<FlowMap<u32>>) {
 /// The whole phase, on the control thread.
 fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
     now_ns(); // Calibrates the clock before anything depends on it.
+    clock::cost_ns();
     let mut result = match &shared.job {
         Job::Memory(spec) => run_memory(shared, spec)?,
         Job::Capture(spec) => run_capture(spec, &shared.signals, &shared.workers)?,

@@ -187,10 +187,12 @@ pub struct TruthResult {
 /// Sampled time of one stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct StageResult {
-    /// Sum of the sampled times.
-    pub ns: u64,
+    /// Sum of the sampled times, less the clock's own: below 0 where a stage takes less than that varies.
+    pub ns: i64,
     /// Packets sampled.
     pub samples: u64,
+    /// Times that were taken, each of which cost one reading of the clock (`clock.cost_ps`).
+    pub marks: u64,
 }
 
 /// The generator's own figures.

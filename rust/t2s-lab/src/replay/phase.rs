@@ -24,6 +24,7 @@ use crate::result::{
     RssResult, StageResult,
 };
 use crate::spec::{Phase, Reassembly, Settings, SpecError};
+use crate::summary::without_clock;
 use t2s_sys::clock::thread_cpu_nanos;
 use t2s_sys::memory::MAPPED;
 
@@ -224,6 +225,9 @@ impl Sums {
         for (sum, nanos) in self.stages.nanos.iter_mut().zip(stats.stages.nanos) {
             *sum += nanos;
         }
+        for (sum, marks) in self.stages.marks.iter_mut().zip(stats.stages.marks) {
+            *sum += marks;
+        }
         self.stages.packets += stats.stages.packets;
         self.payload_up += pass.flows.iter().map(|flow| flow.bytes_up).sum::<u64>();
         self.payload_sent += pass.flows.iter().map(|flow| flow.bytes_sent).sum::<u64>();
@@ -393,7 +397,8 @@ fn result(
             .iter()
             .map(|&stage| {
                 let ns = sums.stages.nanos[stage as usize];
-                (stage.name(), StageResult { ns, samples: sums.stages.packets })
+                let marks = sums.stages.marks[stage as usize];
+                (stage.name(), StageResult { ns: without_clock(ns, marks), samples: sums.stages.packets, marks })
             })
             .collect(),
         drops: named,
