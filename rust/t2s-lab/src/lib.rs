@@ -13,6 +13,7 @@ pub mod core_config;
 pub mod device_ring;
 pub mod generator;
 pub mod lab;
+pub mod lockstep;
 pub mod measure;
 pub mod replay;
 pub mod result;

@@ -230,6 +230,25 @@ pub struct GeneratorResult {
     pub hiccup_ns_max: u64,
 }
 
+/// A phase in virtual time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LockstepResult {
+    /// Steps of virtual time.
+    pub steps: u64,
+    /// Packets from clients to the core, as sent.
+    pub packets_up: u64,
+    /// Packets from the core to clients, as sent.
+    pub packets_down: u64,
+    /// Hash of every byte of both, in their order.
+    pub packets_digest: String,
+    /// Packets that the link lost, upwards.
+    pub link_lost_up: u64,
+    /// Packets that the link lost, downwards.
+    pub link_lost_down: u64,
+    /// Packets that the link let others overtake.
+    pub link_reordered: u64,
+}
+
 /// The result of one phase.
 #[derive(Clone, Debug, Serialize)]
 pub struct PhaseResult {
@@ -320,6 +339,10 @@ pub struct PhaseResult {
     pub timers_after_drain: u64,
     /// The clock that all times come from.
     pub clock: ClockFacts,
+    /// What virtual time adds, in lockstep.
+    pub lockstep: Option<LockstepResult>,
+    /// Hash of all else in this result, in lockstep: the same seed gives the same.
+    pub result_digest: Option<String>,
 }
 
 /// What a running phase can tell.

@@ -65,6 +65,106 @@ pub struct PhaseSpec {
     pub rate_pps: f64,
     /// What is sent; weights share the rate.
     pub components: Vec<Component>,
+    /// Threads and the machine's time, or one thread and virtual time.
+    #[serde(default, skip_serializing_if = "Driver::is_memory")]
+    pub driver: Driver,
+    /// What lies between clients and core, in virtual time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkSpec>,
+    /// What is wrong with the core, to see whether it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<FaultSpec>,
+}
+
+/// How generated load is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// A thread for each generator and each worker.
+    #[default]
+    Memory,
+    /// One thread, virtual time: the same seed gives the same result to the byte.
+    Lockstep,
+}
+
+impl Driver {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_memory(&self) -> bool {
+        *self == Self::Memory
+    }
+}
+
+/// A link that loses, delays and reorders, each direction alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkSpec {
+    /// Share of packets lost.
+    #[serde(default)]
+    pub loss: f64,
+    /// Time from one end to the other, microseconds.
+    #[serde(default)]
+    pub delay_us: u64,
+    /// Share of packets that others overtake.
+    #[serde(default)]
+    pub reorder: f64,
+}
+
+/// A fault around the core.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultSpec {
+    /// What it does.
+    pub name: FaultName,
+    /// How much of it; the unit is the name's.
+    pub size: f64,
+}
+
+/// What a fault does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultName {
+    /// Each packet takes so many nanoseconds longer.
+    SlowPacket,
+    /// One packet in 1,000 takes so many microseconds longer.
+    SlowThousandth,
+    /// The thread sleeps so many milliseconds each second.
+    Sleep,
+    /// The thread computes for so many milliseconds each five seconds.
+    Busy,
+    /// Another thread holds the locks of the flow map for so many milliseconds each second.
+    Lock,
+    /// Each packet takes so many nanoseconds longer, between iterations.
+    HiddenWork,
+    /// Each so many flows a buffer is lost.
+    BufferLeak,
+    /// The heap grows by so many bytes a second.
+    HeapGrowth,
+    /// One in so many packets disappears.
+    SilentDrop,
+    /// One in so many segments has a wrong byte, either way, with a right checksum.
+    WrongByte,
+    /// One in so many datagrams has a wrong byte, either way, with a right checksum.
+    WrongUdpPayload,
+    /// Each reply is held for so many microseconds.
+    HeldReplies,
+    /// One in so many window updates is not sent.
+    MissingWindowUpdate,
+    /// So many percent of all bytes are summed up once more.
+    SlowChecksum,
+}
+
+impl FaultName {
+    /// Whether it does something to time alone.
+    pub fn needs_real_time(self) -> bool {
+        use FaultName::{Busy, HiddenWork, Lock, Sleep, SlowChecksum, SlowPacket, SlowThousandth};
+        matches!(self, SlowPacket | SlowThousandth | Sleep | Busy | Lock | HiddenWork | SlowChecksum)
+    }
+
+    /// Whether its size is "one in so many".
+    fn is_one_in(self) -> bool {
+        use FaultName::{BufferLeak, MissingWindowUpdate, SilentDrop, WrongByte, WrongUdpPayload};
+        matches!(self, BufferLeak | MissingWindowUpdate | SilentDrop | WrongByte | WrongUdpPayload)
+    }
 }
 
 /// Settings of the core, the five optimizations among them.
@@ -367,6 +467,24 @@ impl PhaseSpec {
         found.check(self.rate_pps > 0.0 && self.rate_pps <= 1e8, "rate_pps", "must be in (0, 1e8]");
         found.check((1..=64).contains(&self.components.len()), "components", "must be 1 to 64");
         self.settings.problems(&mut found);
+        let lockstep = self.driver == Driver::Lockstep;
+        found.check(!lockstep || self.workers == 1, "workers", "must be 1 in lockstep");
+        found.check(!lockstep || self.phase == Phase::Load, "phase", "must be load in lockstep");
+        if let Some(link) = self.link {
+            found.check(lockstep, "link", "needs driver \"lockstep\"");
+            found.check((0.0..=0.5).contains(&link.loss), "link.loss", "must be in [0, 0.5]");
+            found.check((0.0..=0.5).contains(&link.reorder), "link.reorder", "must be in [0, 0.5]");
+            found.check(link.delay_us <= 10_000_000, "link.delay_us", "must be at most 10 s");
+        }
+        if let Some(FaultSpec { name, size }) = self.fault {
+            let least = if name.is_one_in() { 1.0 } else { 0.0 };
+            found.check(
+                (least..=1e12).contains(&size),
+                "fault.size",
+                "must be positive, and 1 at least where it is one in so many",
+            );
+            found.check(!lockstep || !name.needs_real_time(), "fault.name", "needs real time, so driver \"memory\"");
+        }
         let largest_segment = if self.settings.offload { MAX_PAYLOAD } else { u32::from(self.settings.mtu) - 72 };
         for (index, component) in self.components.iter().enumerate() {
             component.problems(&mut found, &format!("components[{index}]"), largest_segment);
@@ -476,6 +594,21 @@ impl Upstream {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn what_needs_a_driver_or_a_time_of_its_own_is_told_so() {
+        let mut spec = phase(r#"{"kind":"malformed","weight":1}"#);
+        spec.link = Some(LinkSpec { loss: 0.1, ..LinkSpec::default() });
+        spec.fault = Some(FaultSpec { name: FaultName::SilentDrop, size: 0.5 });
+        assert_eq!(spec.problems().len(), 2);
+        spec.driver = Driver::Lockstep;
+        (spec.workers, spec.phase) = (2, Phase::Capacity);
+        spec.fault = Some(FaultSpec { name: FaultName::Sleep, size: 3.0 });
+        let problems = spec.problems().join("; ");
+        for path in ["workers", "phase", "fault.name"] {
+            assert!(problems.contains(path), "{path} missing in {problems}");
+        }
+    }
 
     /// A phase that runs, for the tests of this folder.
     pub(crate) fn phase(components: &str) -> PhaseSpec {

@@ -70,6 +70,9 @@ const SET_UP_LIMIT: u64 = 10_000_000_000;
 /// Time for flows to close by themselves at the end, nanoseconds; what is left then is reset.
 const DRAIN_LIMIT: u64 = 3_000_000_000;
 
+/// The same behind a link that loses packets, where a flow may need several timeouts; the time is virtual.
+const DRAIN_LIMIT_LINK: u64 = 60_000_000_000;
+
 /// Time for resets to arrive after that, nanoseconds.
 const GIVE_UP_LIMIT: u64 = 500_000_000;
 
@@ -149,6 +152,7 @@ pub struct Generator {
     open_loop: bool,
     warmup_ns: u64,
     total_ns: u64,
+    drain_limit: u64,
     epoch: u64,
     /// Due times of what is built and not published yet; nothing else may be written to the ring until then.
     built: VecDeque<u64>,
@@ -201,6 +205,7 @@ impl Generator {
             open_loop: spec.phase == Phase::Load,
             warmup_ns: nanos(spec.warmup_seconds),
             total_ns: nanos(spec.warmup_seconds + spec.seconds),
+            drain_limit: if spec.link.is_some() { DRAIN_LIMIT_LINK } else { DRAIN_LIMIT },
             epoch: 0,
             built: VecDeque::with_capacity(BUILT),
             begun: None,
@@ -507,13 +512,14 @@ impl Generator {
             return;
         }
         let elapsed = now.saturating_sub(since);
+        let limit = self.drain_limit;
         let mut closed = true;
         for entry in &mut self.entries {
             let (counters, pattern) = (&mut self.counters, &self.pattern);
             let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
-            closed &= entry.component.drain(elapsed > DRAIN_LIMIT, &mut link);
+            closed &= entry.component.drain(elapsed > limit, &mut link);
         }
-        self.stage = if closed || elapsed > DRAIN_LIMIT + GIVE_UP_LIMIT {
+        self.stage = if closed || elapsed > limit + GIVE_UP_LIMIT {
             Stage::End
         } else {
             Stage::Drain { since, next_pass: now + DRAIN_PASS }

@@ -410,5 +410,7 @@ fn result(
         },
         timers_after_drain: sums.timers,
         clock: clock::facts(),
+        lockstep: None,
+        result_digest: None,
     }
 }
