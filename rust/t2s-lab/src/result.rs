@@ -79,6 +79,8 @@ pub struct LoopResult {
     pub max_on_cpu_ns: u64,
     /// Most time off the CPU in one iteration.
     pub max_off_cpu_ns: u64,
+    /// Most of that in one iteration in which the thread had slept or waited by itself: the core's time.
+    pub max_waited_ns: u64,
     /// Iterations above the limit, the first 64 of each worker.
     pub alarms: Vec<Alarm>,
     /// All iterations.

@@ -400,6 +400,7 @@ fn event_loop(parts: &Parts<'_>) -> LoopResult {
         max_wall_ns: distribution.max,
         max_on_cpu_ns: parts.reports().map(|report| report.max_on_cpu).max().unwrap_or(0),
         max_off_cpu_ns: parts.reports().map(|report| report.max_off_cpu).max().unwrap_or(0),
+        max_waited_ns: parts.reports().map(|report| report.max_waited).max().unwrap_or(0),
         alarms,
         hist: distribution,
     }

@@ -379,6 +379,7 @@ fn result(
             max_wall_ns: service.max,
             max_on_cpu_ns: service.max,
             max_off_cpu_ns: 0,
+            max_waited_ns: 0,
             alarms: Vec::new(),
             hist: service,
         },

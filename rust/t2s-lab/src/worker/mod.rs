@@ -114,6 +114,8 @@ pub struct Report {
     pub max_on_cpu: u64,
     /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
+    /// The same where the thread had slept or waited by itself.
+    pub max_waited: u64,
     /// Iterations above the limit.
     pub alarms: Vec<crate::measure::loop_time::Alarm>,
     /// Time by part of the loop.
@@ -497,6 +499,7 @@ impl<H: Harness> Worker<H> {
             iterations: self.loop_timer.recorder,
             max_on_cpu: self.loop_timer.max_on_cpu,
             max_off_cpu: self.loop_timer.max_off_cpu,
+            max_waited: self.loop_timer.max_waited,
             alarms: self.loop_timer.alarms,
             parts,
             corrupt: self.upstreams.corrupt,
