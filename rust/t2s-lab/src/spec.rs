@@ -12,6 +12,9 @@ pub const MAX_FLOWS: u32 = 1_000_000;
 /// Bytes of the largest segment or datagram payload a component may send (an IP packet's 65,535 less headers).
 pub const MAX_PAYLOAD: u32 = 65_000;
 
+/// Bytes of the longest response to a request.
+pub const MAX_RESPONSE: u32 = 1 << 28;
+
 /// Slices of one phase.
 const MAX_SLICES: f64 = 10_000.0;
 
@@ -241,6 +244,8 @@ pub enum Component {
     TcpStream(TcpStream),
     /// Short TCP connections.
     TcpChurn(TcpChurn),
+    /// Requests over long TCP flows, each answered with `upstream.reply_bytes`.
+    TcpRequest(TcpRequest),
     /// Datagrams.
     Udp(Udp),
     /// DNS queries from pseudorandom ports (RFC 4814).
@@ -299,6 +304,24 @@ pub struct TcpChurn {
     #[serde(default)]
     pub v6_share: f64,
     /// The other end.
+    pub upstream: Upstream,
+}
+
+/// Requests over long TCP flows: one a flow at a time. Few bytes of response make request and response, many make a
+/// download.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpRequest {
+    /// Share of the rate, relative to the other components.
+    pub weight: f64,
+    /// Flows over all workers.
+    pub flows: u32,
+    /// Payload of a request, bytes, in one segment.
+    pub request_bytes: u32,
+    /// Share of flows over IPv6.
+    #[serde(default)]
+    pub v6_share: f64,
+    /// The other end, whose mode is `respond`.
     pub upstream: Upstream,
 }
 
@@ -370,6 +393,8 @@ pub enum UpstreamMode {
     Sink,
     /// Sends back what it takes.
     Echo,
+    /// Answers each request of a `tcp_request` with `reply_bytes`.
+    Respond,
     /// Refuses connections and datagrams.
     Refuse,
     /// Reports the host as unreachable.
@@ -422,6 +447,7 @@ impl Component {
         match self {
             Self::TcpStream(c) => c.weight,
             Self::TcpChurn(c) => c.weight,
+            Self::TcpRequest(c) => c.weight,
             Self::Udp(c) => c.weight,
             Self::Dns(c) => c.weight,
             Self::Malformed(c) => c.weight,
@@ -434,6 +460,7 @@ impl Component {
         match self {
             Self::TcpStream(c) => c.upstream,
             Self::TcpChurn(c) => c.upstream,
+            Self::TcpRequest(c) => c.upstream,
             Self::Udp(c) => c.upstream,
             Self::Dns(c) => c.upstream,
             Self::Malformed(_) => Upstream { mode: UpstreamMode::Refuse, ..Upstream::default() },
@@ -538,8 +565,21 @@ impl Component {
     fn problems(&self, found: &mut Problems, path: &str, largest_segment: u32) {
         let weight = self.weight();
         found.check(weight > 0.0 && weight.is_finite(), &format!("{path}.weight"), "must be positive");
-        self.upstream().problems(found, &format!("{path}.upstream"));
+        let requests = matches!(self, Self::TcpRequest(_));
+        self.upstream().problems(found, &format!("{path}.upstream"), if requests { MAX_RESPONSE } else { MAX_PAYLOAD });
+        let responds = self.upstream().mode == UpstreamMode::Respond;
+        found.check(
+            requests == responds,
+            &format!("{path}.upstream.mode"),
+            "must be respond for tcp_request, and only there",
+        );
         match self {
+            Self::TcpRequest(c) => {
+                found.range(c.flows, 1..=MAX_FLOWS, path, "flows");
+                found.range(c.request_bytes, 1..=largest_segment, path, "request_bytes");
+                found.share(c.v6_share, path, "v6_share");
+                found.check(c.upstream.reply_bytes > 0, &format!("{path}.upstream.reply_bytes"), "must be positive");
+            }
             Self::TcpStream(c) => {
                 found.range(c.flows, 1..=MAX_FLOWS, path, "flows");
                 found.range(c.segment_bytes, 1..=largest_segment, path, "segment_bytes");
@@ -580,13 +620,13 @@ impl Component {
 }
 
 impl Upstream {
-    fn problems(&self, found: &mut Problems, path: &str) {
+    fn problems(&self, found: &mut Problems, path: &str, longest_reply: u32) {
         const LONGEST_US: u64 = 60_000_000;
         found.check(self.delay_us <= LONGEST_US, &format!("{path}.delay_us"), "must be at most 60 s");
         found.check(self.connect_delay_us <= LONGEST_US, &format!("{path}.connect_delay_us"), "must be at most 60 s");
         let bandwidth = self.bandwidth_mbit >= 0.0 && self.bandwidth_mbit.is_finite();
         found.check(bandwidth, &format!("{path}.bandwidth_mbit"), "must not be negative");
-        found.range(self.reply_bytes, 0..=MAX_PAYLOAD, path, "reply_bytes");
+        found.range(self.reply_bytes, 0..=longest_reply, path, "reply_bytes");
         found.range(self.buffer_bytes, 0..=1 << 30, path, "buffer_bytes");
     }
 }

@@ -131,6 +131,7 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         quiet: parts.merged(|report| &report.quiet.0).distribution(),
         service: parts.merged(|report| &report.service.0).distribution(),
         reply_latency: reply_latency(parts),
+        reply_latency_by_component: reply_latency_by_component(parts),
         latency_slices: parts.slices(|report| &report.latency.1),
         quiet_slices: parts.slices(|report| &report.quiet.1),
         service_slices: parts.slices(|report| &report.service.1),
@@ -293,8 +294,23 @@ fn datagram_truth(sent: u64, received: &SequenceCounts) -> DatagramTruth {
 
 fn reply_latency(parts: &Parts<'_>) -> Option<Distribution> {
     let mut all = Recorder::new();
-    parts.generators.iter().for_each(|generator| all.merge(&generator.exchange.latency));
+    parts
+        .generators
+        .iter()
+        .flat_map(|generator| generator.exchange.latency.iter().flatten())
+        .for_each(|own| all.merge(own));
     (all.count() > 0).then(|| all.distribution())
+}
+
+/// The same by component.
+fn reply_latency_by_component(parts: &Parts<'_>) -> Vec<Option<Distribution>> {
+    let component = |at: usize| {
+        let mut all = Recorder::new();
+        let own = parts.generators.iter().filter_map(|generator| generator.exchange.latency.get(at)?.as_ref());
+        own.for_each(|own| all.merge(own));
+        (all.count() > 0).then(|| all.distribution())
+    };
+    (0..parts.spec.components.len()).map(component).collect()
 }
 
 /// What the workers' threads hold; the caller adds what is left in the end.

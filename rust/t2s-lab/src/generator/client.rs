@@ -189,6 +189,11 @@ impl Flow {
         }
     }
 
+    /// Bytes of payload received in order so far, modulo 2^32.
+    pub fn received(&self) -> u32 {
+        self.rcv_nxt.wrapping_sub(self.irs).wrapping_sub(1 + u32::from(self.has(bit::PEER_FIN)))
+    }
+
     /// Bytes of payload that were not acknowledged yet.
     pub fn unacknowledged(&self) -> u32 {
         self.nxt.wrapping_sub(self.una).saturating_sub(u32::from(self.has(bit::FIN_SENT)))
@@ -266,8 +271,7 @@ impl Flow {
         let finished = self.has(bit::FIN_SENT) && self.una == self.nxt && !shape.resets;
         link.counters.up.add(key, self.sent(), finished);
         let ended = self.has(bit::PEER_FIN);
-        let received = self.rcv_nxt.wrapping_sub(self.irs).wrapping_sub(1 + u32::from(ended));
-        link.counters.down.add(key, received, ended && finished);
+        link.counters.down.add(key, self.received(), ended && finished);
     }
 
     /// Writes one segment with `len` bytes of the stream at `fields.seq` into the ring.

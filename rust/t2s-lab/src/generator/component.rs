@@ -10,9 +10,11 @@ use crate::generator::link::Link;
 use crate::generator::malformed::{Malformed, SynFlood};
 use crate::generator::packets::{Pattern, PayloadSums, Reply};
 use crate::generator::placement::Placement;
+use crate::generator::requests::Requests;
 use crate::generator::rng::Rng;
 use crate::generator::slot::Slot;
 use crate::generator::stream::Stream;
+use crate::measure::recorder::Recorder;
 use crate::spec::{self, PhaseSpec};
 
 /// Client addresses over which connections of a churn component spread, so that ports return late.
@@ -24,6 +26,8 @@ pub enum Component {
     Stream(Box<Stream>),
     /// Short TCP connections.
     Churn(Box<Churn>),
+    /// Requests over long TCP flows.
+    Requests(Box<Requests>),
     /// UDP.
     Datagrams(Datagrams),
     /// DNS.
@@ -78,6 +82,10 @@ impl Component {
                 let clients = clients(c.concurrent, c.segment_bytes, c.v6_share, CHURN_SLOTS);
                 Self::Churn(Box::new(Churn::new(c.clone(), clients, rng(2))))
             }
+            spec::Component::TcpRequest(c) => {
+                let clients = clients(c.flows, c.request_bytes, c.v6_share, 1);
+                Self::Requests(Box::new(Requests::new(c.clone(), clients)))
+            }
             spec::Component::Udp(c) => {
                 let count = part(c.flows, worker, spec.workers);
                 Self::Datagrams(Datagrams::new(c, count, worker_id, component, pattern, ports, placement, rng(2)))
@@ -93,6 +101,7 @@ impl Component {
         match self {
             Self::Stream(c) => c.clients().flows.is_empty(),
             Self::Churn(c) => c.clients().flows.is_empty(),
+            Self::Requests(c) => c.clients().flows.is_empty(),
             Self::Datagrams(c) => c.is_empty(),
             Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => false,
         }
@@ -102,6 +111,7 @@ impl Component {
     pub fn set_up(&mut self, link: &mut Link<'_>) -> bool {
         match self {
             Self::Stream(c) => c.set_up(link),
+            Self::Requests(c) => c.set_up(link),
             Self::Churn(_) | Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => true,
         }
     }
@@ -112,6 +122,7 @@ impl Component {
         match self {
             Self::Stream(c) => c.send(link),
             Self::Churn(c) => c.send(link),
+            Self::Requests(c) => c.send(link),
             Self::Datagrams(c) => c.send(link),
             Self::Queries(c) => c.send(link),
             Self::Malformed(c) => c.send(link),
@@ -133,6 +144,7 @@ impl Component {
                     c.note(at, event);
                 }
             }
+            Self::Requests(c) => c.handle(reply, link),
             Self::Datagrams(c) => c.handle(reply, link),
             Self::Queries(c) => c.handle(reply, link),
             Self::Malformed(_) | Self::SynFlood(_) => {}
@@ -159,6 +171,7 @@ impl Component {
         match self {
             Self::Stream(c) => Some(c.clients()),
             Self::Churn(c) => Some(c.clients()),
+            Self::Requests(c) => Some(c.clients()),
             Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => None,
         }
     }
@@ -168,6 +181,7 @@ impl Component {
             match self {
                 Self::Stream(c) => c.note(event),
                 Self::Churn(c) => c.note(at, event),
+                Self::Requests(c) => c.note(at, event),
                 Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => {}
             }
         }
@@ -178,6 +192,7 @@ impl Component {
         match self {
             Self::Stream(c) => c.drain(give_up, link),
             Self::Churn(c) => c.drain(give_up, link),
+            Self::Requests(c) => c.drain(give_up, link),
             Self::Datagrams(c) => c.drain(give_up, link),
             Self::Queries(c) => c.drain(give_up, link),
             Self::Malformed(_) | Self::SynFlood(_) => true,
@@ -189,13 +204,22 @@ impl Component {
         match self {
             Self::Datagrams(c) => Some(c.exchange()),
             Self::Queries(c) => Some(c.exchange()),
-            Self::Stream(_) | Self::Churn(_) | Self::Malformed(_) | Self::SynFlood(_) => None,
+            _ => None,
+        }
+    }
+
+    /// From the due time of what was sent in the window until its reply was read, for those kinds that have replies.
+    pub fn latency(&self) -> Option<&Recorder> {
+        match self {
+            Self::Requests(c) => Some(&c.latency),
+            _ => self.exchange().map(|(_, replies)| &replies.latency),
         }
     }
 
     /// The measured window begins or ends now, for what is due from then on.
     pub fn measure(&mut self, begin: Option<u64>, end: Option<u64>) {
         match self {
+            Self::Requests(c) => c.measure(begin, end),
             Self::Datagrams(c) => c.replies().measure(begin, end),
             Self::Queries(c) => c.replies().measure(begin, end),
             Self::Stream(_) | Self::Churn(_) | Self::Malformed(_) | Self::SynFlood(_) => {}

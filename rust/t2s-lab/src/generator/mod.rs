@@ -16,6 +16,7 @@ pub mod link;
 pub mod malformed;
 pub mod packets;
 pub mod placement;
+pub mod requests;
 pub mod rng;
 pub mod schedule;
 pub mod slot;
@@ -132,8 +133,8 @@ pub struct Exchange {
     pub sent: u64,
     /// Replies to them.
     pub replies: SequenceCounts,
-    /// From the due time of a datagram in the window until its reply was read.
-    pub latency: Recorder,
+    /// From the due time of what was sent in the window until its reply was read, for each component of the phase.
+    pub latency: Vec<Option<Recorder>>,
     /// Packets that were for no client.
     pub strangers: u64,
 }
@@ -237,8 +238,10 @@ impl Generator {
         for (sent, replies) in self.entries.iter().filter_map(|entry| entry.component.exchange()) {
             exchange.sent += sent;
             exchange.replies.merge(&replies.tracker.counts);
-            exchange.latency.merge(&replies.latency);
         }
+        // By component of the phase, so that all generators have them in the same places.
+        let latency = |&at: &usize| self.entries.get(at).and_then(|entry| entry.component.latency()).cloned();
+        exchange.latency = self.by_component.iter().map(latency).collect();
         exchange
     }
 

@@ -34,7 +34,7 @@ fn assert_drained(result: &Value) {
     }
 }
 
-const COMPONENTS: [(&str, &str); 6] = [
+const COMPONENTS: [(&str, &str); 7] = [
     (
         "stream",
         r#"{"kind":"tcp_stream","weight":1,"flows":32,"segment_bytes":200,"reorder":0.2,"duplicate":0.01,
@@ -47,6 +47,11 @@ const COMPONENTS: [(&str, &str); 6] = [
     ),
     ("udp", r#"{"kind":"udp","weight":1,"flows":32,"payload_bytes":18,"upstream":{"mode":"echo"}}"#),
     ("dns", r#"{"kind":"dns","weight":1,"names":50,"malformed":0.1,"upstream":{"mode":"echo","reply_bytes":90}}"#),
+    (
+        "request",
+        r#"{"kind":"tcp_request","weight":0.2,"flows":16,"request_bytes":100,"v6_share":0.3,
+        "upstream":{"mode":"respond","reply_bytes":3000}}"#,
+    ),
     ("malformed", r#"{"kind":"malformed","weight":1}"#),
     ("syn_flood", r#"{"kind":"syn_flood","weight":1}"#),
 ];

@@ -148,3 +148,21 @@ fn missing_window_updates_make_clients_ask_for_the_window() {
     let (more, fewer) = run(Some(FaultSpec { name: FaultName::MissingWindowUpdate, size: 1.0 }));
     assert!(more > probes && fewer < bytes, "{probes} and {more} probes, {bytes} and {fewer} bytes");
 }
+
+#[test]
+fn a_response_takes_the_round_trip_and_a_download_arrives_whole() {
+    let request = r#"{"kind":"tcp_request","weight":1,"flows":64,"request_bytes":100,"v6_share":0.3,
+        "upstream":{"mode":"respond","reply_bytes":2000,"delay_us":1000}}"#;
+    let download = r#"{"kind":"tcp_request","weight":1,"flows":2,"request_bytes":20,
+        "upstream":{"mode":"respond","reply_bytes":1000000}}"#;
+    let mut spec = lockstep(&format!("{request},{download}"));
+    (spec.rate_pps, spec.seconds) = (2_000.0, 1.0);
+    spec.link = Some(LinkSpec { delay_us: 2_000, ..LinkSpec::default() });
+    let result = run_phase(&spec);
+    assert_nothing_left(&result);
+    assert_eq!((number(&result, "/truth/faults"), number(&result, "/generator/aborted")), (0, 0));
+    let p50 = |at: usize| number(&result, &format!("/reply_latency_by_component/{at}/p50"));
+    assert!((5_000_000..8_000_000).contains(&p50(0)), "two ways of 2 ms and 1 ms upstream: {} ns", p50(0));
+    assert!(p50(1) > p50(0), "{} ns for a megabyte", p50(1));
+    assert!(number(&result, "/payload_window_down") > 10_000_000, "{result}");
+}

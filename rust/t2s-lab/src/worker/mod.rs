@@ -515,6 +515,7 @@ pub fn largest_packet(components: &[Component]) -> usize {
     let largest = |component: &Component| match component {
         Component::TcpStream(c) => c.segment_bytes,
         Component::TcpChurn(c) => c.segment_bytes,
+        Component::TcpRequest(c) => c.request_bytes,
         Component::Udp(c) => c.payload_bytes,
         Component::Dns(_) | Component::Malformed(_) | Component::SynFlood(_) => 0,
     };

@@ -50,6 +50,8 @@ struct Behaviour {
     patterned: bool,
     /// Names that queries are about.
     names: u32,
+    /// Bytes of a request.
+    request: u32,
     /// Bytes a nanosecond; 0 = no limit.
     rate: f64,
     buffer: u32,
@@ -73,7 +75,7 @@ struct Conn {
     level: f64,
     level_at: u64,
     /// Bytes of a reply still to be given.
-    to_give: u32,
+    to_give: u64,
     /// Bytes that wait in the heap for their delay.
     delayed: u32,
     replied: bool,
@@ -371,12 +373,14 @@ impl Upstreams {
             UpstreamMode::Refuse => stack.refused(at, flow, Refusal::Refused),
             UpstreamMode::Unreachable => stack.refused(at, flow, Refusal::HostUnreachable),
             UpstreamMode::Timeout => stack.refused(at, flow, Refusal::Timeout),
-            UpstreamMode::Sink | UpstreamMode::Echo | UpstreamMode::Reset => stack.connected(at, flow),
+            UpstreamMode::Sink | UpstreamMode::Echo | UpstreamMode::Respond | UpstreamMode::Reset => {
+                stack.connected(at, flow);
+            }
             UpstreamMode::HalfClose => {
                 stack.connected(at, flow);
                 let reply = self.behaviours[behaviour].upstream.reply_bytes;
                 if let Some(conn) = self.conn(flow) {
-                    (conn.to_give, conn.replied) = (reply, true);
+                    (conn.to_give, conn.replied) = (u64::from(reply), true);
                 }
                 self.advance(now, stack, flow);
             }
@@ -476,9 +480,13 @@ impl Upstreams {
                 conn.delayed += copy.len() as u32;
                 self.schedule(now + delay_us * 1_000, Event::Reply(flow, copy));
             }
+        } else if mode == UpstreamMode::Respond {
+            let request = u64::from(behaviour.request);
+            let requests = conn.taken / request - (conn.taken - len as u64) / request;
+            conn.to_give += requests * u64::from(reply_bytes);
         } else if reply_bytes > 0 && !conn.replied {
             conn.replied = true;
-            conn.to_give = reply_bytes;
+            conn.to_give = u64::from(reply_bytes);
         }
         true
     }
@@ -504,14 +512,14 @@ impl Upstreams {
         loop {
             let draining = self.draining;
             let Some(conn) = self.conn(flow).filter(|conn| conn.to_give > 0) else { return };
-            let len = stack.room(flow).min(conn.to_give as usize).min(CHUNK);
+            let len = stack.room(flow).min(usize::try_from(conn.to_give).unwrap_or(CHUNK)).min(CHUNK);
             if len == 0 {
                 return;
             }
             let Some(mut buf) = stack.alloc(len, HEADROOM) else { return };
             let (key, offset, behaviour) = (conn.key, conn.given, conn.behaviour);
             conn.given += len as u64;
-            conn.to_give -= len as u32;
+            conn.to_give -= len as u64;
             buf.reset(HEADROOM);
             buf.append(self.pattern.at(key % PERIOD as u64 + offset, len));
             let delay = self.behaviours[behaviour].upstream.delay_us * 1_000;
@@ -547,7 +555,7 @@ impl Upstreams {
             };
             let Upstream { mode, delay_us, reply_bytes, .. } = behaviour.upstream;
             match mode {
-                UpstreamMode::Sink | UpstreamMode::HalfClose | UpstreamMode::Echo => {
+                UpstreamMode::Sink | UpstreamMode::HalfClose | UpstreamMode::Echo | UpstreamMode::Respond => {
                     let began = self.checking.begin(buf.len());
                     let tracker = component.and_then(|component| self.trackers[component].as_mut());
                     if let Some(tracker) = tracker {
@@ -595,7 +603,11 @@ impl Behaviour {
         Self {
             dns: matches!(component, Component::Dns(_)),
             names: if let Component::Dns(c) = component { c.names } else { 0 },
-            patterned: matches!(component, Component::TcpStream(_) | Component::TcpChurn(_) | Component::Udp(_)),
+            patterned: matches!(
+                component,
+                Component::TcpStream(_) | Component::TcpChurn(_) | Component::TcpRequest(_) | Component::Udp(_)
+            ),
+            request: if let Component::TcpRequest(c) = component { c.request_bytes } else { 1 },
             upstream,
             rate,
             buffer,
