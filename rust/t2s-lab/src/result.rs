@@ -290,7 +290,9 @@ pub struct PhaseResult {
     pub service: Distribution,
     /// From the due time of a datagram or request to the reply that the generator has read, where there are replies.
     pub reply_latency: Option<Distribution>,
-    /// The same for each component, in their order.
+    /// How much longer or shorter a datagram and its reply were on their way than those before them of the same flow.
+    pub reply_jitter: Option<Distribution>,
+    /// `reply_latency` for each component, in their order.
     pub reply_latency_by_component: Vec<Option<Distribution>>,
     /// The latency of each slice, where the phase has some.
     pub latency_slices: Vec<Slice>,

@@ -429,6 +429,13 @@ pub struct Upstream {
     /// none.
     #[serde(default)]
     pub reply_bytes: u32,
+    /// When in the measured window the upstream goes away, milliseconds: its connections are reset, others refused, and
+    /// datagrams stay unanswered.
+    #[serde(default)]
+    pub outage_after_ms: u64,
+    /// For how long, milliseconds; 0 = it never does.
+    #[serde(default)]
+    pub outage_ms: u64,
 }
 
 impl Upstream {
@@ -437,7 +444,12 @@ impl Upstream {
     /// silence.
     pub fn limits_the_sender(&self) -> bool {
         let silent = matches!(self.mode, UpstreamMode::Unreachable | UpstreamMode::Timeout);
-        silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0
+        silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0 || self.outage_ms > 0
+    }
+
+    /// Whether connections end by resets that are meant.
+    pub fn resets(&self) -> bool {
+        self.mode == UpstreamMode::Reset || self.outage_ms > 0
     }
 }
 

@@ -131,6 +131,7 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         quiet: parts.merged(|report| &report.quiet.0).distribution(),
         service: parts.merged(|report| &report.service.0).distribution(),
         reply_latency: reply_latency(parts),
+        reply_jitter: reply_jitter(parts),
         reply_latency_by_component: reply_latency_by_component(parts),
         latency_slices: parts.slices(|report| &report.latency.1),
         quiet_slices: parts.slices(|report| &report.quiet.1),
@@ -299,6 +300,12 @@ fn reply_latency(parts: &Parts<'_>) -> Option<Distribution> {
         .iter()
         .flat_map(|generator| generator.exchange.latency.iter().flatten())
         .for_each(|own| all.merge(own));
+    (all.count() > 0).then(|| all.distribution())
+}
+
+fn reply_jitter(parts: &Parts<'_>) -> Option<Distribution> {
+    let mut all = Recorder::new();
+    parts.generators.iter().for_each(|generator| all.merge(&generator.exchange.jitter));
     (all.count() > 0).then(|| all.distribution())
 }
 

@@ -59,7 +59,7 @@ impl Component {
         let stream = u64::from(worker) << 32 | (index as u64) << 8;
         let rng = |n| Rng::new(spec.seed, stream | n);
         let (worker_id, component) = (worker as u8, index as u8);
-        let resets = spec.components[index].upstream().mode == spec::UpstreamMode::Reset;
+        let resets = spec.components[index].upstream().resets();
         let shape = |segment: u32| Shape {
             worker: worker_id,
             component,

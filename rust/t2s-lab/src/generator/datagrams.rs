@@ -186,6 +186,11 @@ pub struct Replies {
     pub tracker: SequenceTracker,
     /// From the due time of what was sent until its reply was read.
     pub latency: Recorder,
+    /// How much longer or shorter a reply was on its way than the one before it of the same flow (RFC 3550, section
+    /// 6.4.1: the differences that jitter is the mean of).
+    pub jitter: Recorder,
+    /// The way of each flow's last reply, nanoseconds; 0 before the window.
+    ways: Box<[u64]>,
     /// When the last questions were due, `number % ASKED`.
     due: Box<[u64]>,
     /// Due times that count.
@@ -207,6 +212,8 @@ impl Replies {
         Self {
             tracker: SequenceTracker::new(flows),
             latency: Recorder::new(),
+            jitter: Recorder::new(),
+            ways: vec![0; flows].into_boxed_slice(),
             due: vec![0; ASKED as usize].into_boxed_slice(),
             window: (u64::MAX, u64::MAX),
             last: 0,
@@ -239,7 +246,15 @@ impl Replies {
         link.counters.payload_received += bytes as u64;
         let due = self.due[(number.max(self.asked.saturating_sub(ASKED)) % ASKED) as usize];
         if self.window.0 <= due && due < self.window.1 {
-            self.latency.record(link.now_ns.saturating_sub(due));
+            let way = link.now_ns.saturating_sub(due);
+            self.latency.record(way);
+            if !self.ways.is_empty() {
+                let flow = (number % self.ways.len() as u64) as usize;
+                let before = std::mem::replace(&mut self.ways[flow], way.max(1));
+                if before > 0 {
+                    self.jitter.record(before.abs_diff(way));
+                }
+            }
         }
     }
 

@@ -135,6 +135,8 @@ pub struct Exchange {
     pub replies: SequenceCounts,
     /// From the due time of what was sent in the window until its reply was read, for each component of the phase.
     pub latency: Vec<Option<Recorder>>,
+    /// How the ways of replies differ from those before them.
+    pub jitter: Recorder,
     /// Packets that were for no client.
     pub strangers: u64,
 }
@@ -238,6 +240,7 @@ impl Generator {
         for (sent, replies) in self.entries.iter().filter_map(|entry| entry.component.exchange()) {
             exchange.sent += sent;
             exchange.replies.merge(&replies.tracker.counts);
+            exchange.jitter.merge(&replies.jitter);
         }
         // By component of the phase, so that all generators have them in the same places.
         let latency = |&at: &usize| self.entries.get(at).and_then(|entry| entry.component.latency()).cloned();

@@ -166,3 +166,22 @@ fn a_response_takes_the_round_trip_and_a_download_arrives_whole() {
     assert!(p50(1) > p50(0), "{} ns for a megabyte", p50(1));
     assert!(number(&result, "/payload_window_down") > 10_000_000, "{result}");
 }
+
+#[test]
+fn an_upstream_that_goes_away_is_felt_and_its_return_too() {
+    let parts = r#"{"kind":"tcp_stream","weight":1,"flows":8,"segment_bytes":500,
+        "upstream":{"mode":"sink","outage_after_ms":100,"outage_ms":100}},
+        {"kind":"udp","weight":1,"flows":4,"payload_bytes":100,
+        "upstream":{"mode":"echo","outage_after_ms":100,"outage_ms":100}}"#;
+    let mut spec = lockstep(parts);
+    (spec.rate_pps, spec.seconds) = (4_000.0, 0.4);
+    let result = run_phase(&spec);
+    assert_nothing_left(&result);
+    assert_eq!((number(&result, "/truth/faults"), number(&result, "/generator/reset_by_peer")), (0, 0), "it is meant");
+    assert!(number(&result, "/connections_refused") > 8, "connects were refused meanwhile: {result}");
+    assert!(number(&result, "/connections_opened") >= 8, "and taken again after it: {result}");
+    let asked = number(&result, "/truth/datagrams_up/received");
+    let answered = number(&result, "/truth/datagrams_down/received");
+    assert!((150..=250).contains(&(asked - answered)), "a tenth of a second of 2,000 a second: {asked} {answered}");
+    assert_eq!(result["reply_jitter"]["max"], 0, "all ways are alike in virtual time");
+}

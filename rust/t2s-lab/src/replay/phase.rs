@@ -335,6 +335,7 @@ fn result(
         quiet: watch.latency.distribution(),
         service: service.clone(),
         reply_latency: None,
+        reply_jitter: None,
         reply_latency_by_component: Vec::new(),
         latency_slices: Vec::new(),
         quiet_slices: Vec::new(),

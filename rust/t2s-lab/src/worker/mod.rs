@@ -430,7 +430,7 @@ impl<H: Harness> Worker<H> {
             Mark::Begin => {
                 self.marks[0] = self.snapshot();
                 self.measuring = true;
-                self.upstreams.measuring = true;
+                self.upstreams.begin(now);
                 self.loop_timer.begin(now);
                 self.harness.begin(now);
                 self.slice_ends = now.saturating_add(self.slice_ns);

@@ -52,6 +52,8 @@ struct Behaviour {
     names: u32,
     /// Bytes of a request.
     request: u32,
+    /// From when until when it is away.
+    outage: (u64, u64),
     /// Bytes a nanosecond; 0 = no limit.
     rate: f64,
     buffer: u32,
@@ -92,6 +94,8 @@ enum Event {
     Resume(FlowId),
     Reply(FlowId, Buf),
     Datagram(SessionId, SocketAddr, Buf),
+    /// The upstream with this behaviour goes away.
+    Outage(usize),
 }
 
 /// A heap entry, ordered by time and then by age.
@@ -281,9 +285,23 @@ impl Upstreams {
         any
     }
 
+    /// The measured window begins.
+    pub fn begin(&mut self, now: u64) {
+        self.measuring = true;
+        for at in 0..self.behaviours.len() {
+            let Upstream { outage_after_ms, outage_ms, .. } = self.behaviours[at].upstream;
+            if outage_ms > 0 {
+                let begin = now + outage_after_ms * 1_000_000;
+                self.behaviours[at].outage = (begin, begin + outage_ms * 1_000_000);
+                self.schedule(begin, Event::Outage(at));
+            }
+        }
+    }
+
     /// Lifts all limits: delays end now, silent connects are answered, blocked flows go on.
     pub fn release_all(&mut self, now: u64, stack: &mut Stack) {
         self.draining = true;
+        self.behaviours.iter_mut().for_each(|behaviour| behaviour.outage = (u64::MAX, u64::MAX));
         self.run(now, stack);
         for at in 0..self.conns.len() {
             let Some(flow) = self.conns[at].flow else { continue };
@@ -321,6 +339,14 @@ impl Upstreams {
                 // The buffer of the simulated socket has room again.
                 self.advance(now, stack, flow);
             }
+            Event::Outage(behaviour) if !self.draining => {
+                for conn in self.conns.iter().filter(|conn| conn.behaviour == behaviour && !conn.connecting) {
+                    if let Some(flow) = conn.flow {
+                        stack.upstream_reset(Instant::from_nanos(now), flow);
+                    }
+                }
+            }
+            Event::Outage(_) => {}
             Event::Datagram(session, from, buf) => {
                 self.delayed_datagrams -= 1;
                 stack.datagram(Instant::from_nanos(now), session, from, buf);
@@ -334,7 +360,7 @@ impl Upstreams {
         let Self { conns, behaviours, arrivals, .. } = self;
         let Some(conn) = conns.get_mut(flow.index()).filter(|conn| conn.flow == Some(flow)) else { return };
         if behaviours[conn.behaviour].patterned && !conn.connecting {
-            let resets = behaviours[conn.behaviour].upstream.mode == UpstreamMode::Reset;
+            let resets = behaviours[conn.behaviour].upstream.resets();
             let finished = conn.finish_wanted && !resets;
             let ended = conn.finished && matches!(reason, CloseReason::Finished | CloseReason::ClientReset);
             arrivals.up.add(conn.key, conn.taken as u32, finished);
@@ -370,6 +396,7 @@ impl Upstreams {
         let behaviour = conn.behaviour;
         let at = Instant::from_nanos(now);
         match self.behaviours[behaviour].upstream.mode {
+            _ if self.behaviours[behaviour].is_away(now) => stack.refused(at, flow, Refusal::Refused),
             UpstreamMode::Refuse => stack.refused(at, flow, Refusal::Refused),
             UpstreamMode::Unreachable => stack.refused(at, flow, Refusal::HostUnreachable),
             UpstreamMode::Timeout => stack.refused(at, flow, Refusal::Timeout),
@@ -569,7 +596,7 @@ impl Upstreams {
                 UpstreamMode::Refuse | UpstreamMode::Unreachable => stack.udp_unreachable(at, session, target),
                 UpstreamMode::Timeout | UpstreamMode::Reset => {}
             }
-            if mode != UpstreamMode::Echo {
+            if mode != UpstreamMode::Echo || behaviour.is_away(now) {
                 stack.free(buf);
                 continue;
             }
@@ -609,9 +636,16 @@ impl Behaviour {
             ),
             request: if let Component::TcpRequest(c) = component { c.request_bytes } else { 1 },
             upstream,
+            outage: (u64::MAX, u64::MAX),
             rate,
             buffer,
         }
+    }
+}
+
+impl Behaviour {
+    fn is_away(&self, now: u64) -> bool {
+        self.outage.0 <= now && now < self.outage.1
     }
 }
 
