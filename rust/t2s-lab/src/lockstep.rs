@@ -161,6 +161,7 @@ fn run(spec: &PhaseSpec, control: &Control, gauges: &[Gauge]) -> (PhaseResult, O
     let mut now = BEGIN;
     harness.set_clock(now);
     let mut worker = Worker::new(spec, config, &pool, &map, 0, Arc::default(), harness);
+    let mut paused = thread_heap();
     let mut generator = Generator::new(spec, 0, &Placement::everywhere());
     let (mut sent, mut on_link) = ring(RING);
     let (mut to_core, mut device) = ring(RING);
@@ -180,7 +181,9 @@ fn run(spec: &PhaseSpec, control: &Control, gauges: &[Gauge]) -> (PhaseResult, O
             control.epoch.store(now, Ordering::Relaxed);
         }
         up.carry(now, &mut on_link, &mut to_core);
+        worker.exclude_heap(paused);
         let ended = worker.iterate(now, &mut device, &mut out).ended;
+        paused = thread_heap();
         down.carry(now, &mut from_core, &mut to_client);
         if steps % 1_024 == 0 {
             gauges[0].packets.store(worker.packets(), Ordering::Relaxed);
@@ -189,6 +192,7 @@ fn run(spec: &PhaseSpec, control: &Control, gauges: &[Gauge]) -> (PhaseResult, O
             break;
         }
     }
+    worker.exclude_heap(paused);
     let report = worker.finish(now, &mut out);
     let reports = [Some(Box::new(report))];
     let generators = [GeneratorReport { window: generator.window(), exchange: generator.exchange(), cpu_share: 0.0 }];

@@ -50,7 +50,9 @@ fn the_same_seed_gives_the_same_result_to_the_byte() {
     assert_nothing_left(&first);
     assert_eq!((number(&first, "/truth/faults"), number(&first, "/lost")), (0, 0));
     assert!(number(&first, "/truth/streams_up/flows") > 100 && number(&first, "/truth/datagrams_down/sent") > 500);
-    assert!(first["heap"]["allocations"].is_u64() && first["reply_latency"]["count"].as_u64() > Some(500));
+    // The link and the generator allocate for each packet; the core does not.
+    assert!(number(&first, "/heap/allocations") < 500, "{}", first["heap"]);
+    assert!(first["reply_latency"]["count"].as_u64() > Some(500));
     spec.seed += 1;
     assert_ne!(run_phase(&spec)["result_digest"], first["result_digest"]);
 }

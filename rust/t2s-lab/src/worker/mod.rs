@@ -229,6 +229,15 @@ impl<H: Harness> Worker<H> {
         self.idle_ns
     }
 
+    /// What the thread has allocated since `paused` is not the worker's: others share its thread.
+    pub fn exclude_heap(&mut self, paused: Option<HeapCounts>) {
+        if let (Some(before), Some(paused), Some(now)) = (&mut self.heap_before, paused, thread_heap()) {
+            let others = now.since(paused);
+            before.allocations += others.allocations;
+            before.bytes += others.bytes;
+        }
+    }
+
     /// One iteration of the loop, begun at `now`.
     #[inline]
     pub fn iterate(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Iteration {
