@@ -135,6 +135,7 @@ def _latency_columns() -> list[Column]:
         "latency": "from a packet's due time to its effect, corrected for coordinated omission",
         "undisturbed_latency": "latency of the packets that no stall of the machine delayed",
         "service_time": "from dequeue to effect",
+        "reply_latency": "from the due time of a request or datagram to its reply at the client",
         "upstream_wait": "the simulated upstream's own delay, not charged to the core",
     }
     quantiles = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "p999": 0.999}
@@ -151,12 +152,64 @@ def _latency_columns() -> list[Column]:
     return columns
 
 
+_FAULTS = "wrong, doubled or lost without reason, by what both ends say: anything but 0 is a fault of the core"
+
 LOAD_COLUMNS: tuple[Column, ...] = (
     Column("seconds", "s", Aggregate.SUM, "measured time of the load phase", at("seconds")),
     Column("intended", "packets", Aggregate.SUM, "what the scenario asked for", at("intended")),
     Column("offered", "packets", Aggregate.SUM, "what the generator really sent", at("offered")),
     Column("forwarded", "packets", Aggregate.SUM, "packets whose effect reached the other side", at("forwarded")),
-    Column("lost", "packets", Aggregate.SUM, "offered less forwarded, after drain", at("lost")),
+    Column("lost", "packets", Aggregate.SUM, "unsent, or sent by one end and not received by the other", at("lost")),
+    Column("unsent", "packets", Aggregate.SUM, "intended, but the core took too few to send them", at("unsent")),
+    Column("dropped", "packets", Aggregate.SUM, "dropped by the core's own count, by named reasons", at("dropped")),
+    Column(
+        "unaccounted", "packets", Aggregate.SUM, "lost without a reason that the core names", at("truth.unaccounted")
+    ),
+    Column("integrity_faults", "faults", Aggregate.SUM, _FAULTS, at("truth.faults")),
+    Column(
+        "corrupted_bytes",
+        "bytes",
+        Aggregate.SUM,
+        "stream bytes that arrived with another value, both directions",
+        total("truth.streams_up.corrupted_bytes", "truth.streams_down.corrupted_bytes"),
+    ),
+    Column(
+        "duplicated_bytes",
+        "bytes",
+        Aggregate.SUM,
+        "stream bytes that arrived twice, both directions",
+        total("truth.streams_up.duplicated_bytes", "truth.streams_down.duplicated_bytes"),
+    ),
+    Column(
+        "corrupted_datagrams",
+        "datagrams",
+        Aggregate.SUM,
+        "datagrams that arrived with other content, both directions",
+        total("truth.datagrams_up.corrupted", "truth.datagrams_down.corrupted"),
+    ),
+    Column(
+        "duplicated_datagrams",
+        "datagrams",
+        Aggregate.SUM,
+        "datagrams that arrived twice, both directions",
+        total("truth.datagrams_up.duplicated", "truth.datagrams_down.duplicated"),
+    ),
+    Column(
+        "reordered_datagrams",
+        "datagrams",
+        Aggregate.SUM,
+        "datagrams that arrived after a later one, both directions",
+        total("truth.datagrams_up.reordered", "truth.datagrams_down.reordered"),
+    ),
+    Column("retransmits", "segments", Aggregate.SUM, "sent again by the clients", at("generator.retransmits")),
+    Column("aborted_connections", "connections", Aggregate.SUM, "given up by the clients", at("generator.aborted")),
+    Column(
+        "reset_connections",
+        "connections",
+        Aggregate.SUM,
+        "reset by the core or upstream",
+        at("generator.reset_by_peer"),
+    ),
     Column("offered_ratio", "ratio", Aggregate.MEDIAN, "offered / intended", ratio("offered", "intended")),
     Column("loss_ratio", "ratio", Aggregate.MEDIAN, "lost / offered", ratio("lost", "offered")),
     *_latency_columns(),
@@ -253,6 +306,8 @@ LOAD_COLUMNS: tuple[Column, ...] = (
         "live_bytes", "bytes", Aggregate.MAX, "buffers still handed out after drain", at("pool.live_bytes_after_drain")
     ),
     Column("live_flows", "flows", Aggregate.MAX, "flows left after drain", at("flow_map.flows_after_drain")),
+    Column("heap_left_bytes", "bytes", Aggregate.MAX, "heap outside the pool left after drain", at("heap.left_bytes")),
+    Column("fds_left", "descriptors", Aggregate.MAX, "descriptors left after drain", at("fds_left")),
     Column("live_timers", "timers", Aggregate.MAX, "timers armed after drain", at("timers_after_drain")),
     Column("flows_peak", "flows", Aggregate.MAX, "most flows at once", at("flow_map.flows_peak")),
     Column("flow_map_refused", "flows", Aggregate.SUM, "flows refused at the cap", at("flow_map.refused")),
@@ -375,6 +430,7 @@ CAPACITY_COLUMNS: tuple[Column, ...] = (
         "capacity_reassembly_peak_bytes", "bytes", Aggregate.MAX, "most bytes held at once", at("reassembly.bytes_peak")
     ),
     Column("capacity_heap_peak_bytes", "bytes", Aggregate.MAX, "most memory the pool held", at("pool.heap_peak_bytes")),
+    Column("capacity_integrity_faults", "faults", Aggregate.SUM, _FAULTS, at("truth.faults")),
     Column("capacity_live_bytes", "bytes", Aggregate.MAX, "buffers not given back", at("pool.live_bytes_after_drain")),
     Column("capacity_loop_stalls", "iterations", Aggregate.SUM, "iterations above the limit of the watchdog", _stalls),
     Column("capacity_loop_on_cpu_max_ns", "ns", Aggregate.MAX, "longest on-CPU iteration", at("loop.max_on_cpu_ns")),

@@ -193,6 +193,8 @@ impl Stage {
 pub struct StageTimes {
     /// Sum of sampled times, nanoseconds, indexed by `Stage as usize`.
     pub nanos: [u64; Stage::ALL.len()],
+    /// Times that were added up there. Each holds one reading of the clock, which whoever reports them subtracts.
+    pub marks: [u64; Stage::ALL.len()],
     /// Packets that were sampled.
     pub packets: u64,
 }
@@ -202,5 +204,6 @@ impl StageTimes {
     #[inline]
     pub fn add(&mut self, stage: Stage, nanos: u64) {
         self.nanos[stage as usize] += nanos;
+        self.marks[stage as usize] += 1;
     }
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use t2s_lab::lab::Lab;
 
+#[global_allocator]
+static ALLOCATOR: t2s_sys::heap::CountingAllocator = t2s_sys::heap::CountingAllocator;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("usage: phase SPEC.json")?;
     let lab = Lab::new(&std::fs::read_to_string(path)?)?;

@@ -5,7 +5,7 @@
 //! belong to the phase.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -19,16 +19,20 @@ use crate::device_ring::{Consumer, Producer, ring};
 use crate::generator::link::Mark;
 use crate::generator::placement::Placement;
 use crate::generator::{Generator, Window};
-use crate::measure::clock::now_ns;
-use crate::measure::sampler::{Gauge, Sampler};
+use crate::lockstep::{self, run_lockstep};
+use crate::measure::clock::{self, now_ns};
+use crate::measure::sampler::{Gauge, Sampler, open_files};
 use crate::measure::stall::{GeneratorStallDetector, LastStall};
 use crate::replay::{CaptureError, CaptureSpec, run_capture};
 use crate::result::{PhaseResult, Progress};
-use crate::spec::{Phase, PhaseSpec, SpecError, UpstreamMode};
+use crate::spec::{Driver, FaultName, Phase, PhaseSpec, SpecError, UpstreamMode};
 use crate::summary::{GeneratorReport, Parts, summarize};
+use crate::worker::fault::Faulty;
+use crate::worker::harness::{Harness, Plain};
 use crate::worker::null::NullDevice;
 use crate::worker::{Report, Worker};
 use t2s_sys::clock::thread_cpu_nanos;
+use t2s_sys::heap::thread_heap;
 use t2s_sys::memory::MAPPED;
 use t2s_sys::sched;
 
@@ -95,9 +99,9 @@ enum Job {
 impl Job {
     /// The key `driver` tells the two apart; generated load may leave it out.
     fn from_json(text: &str) -> Result<Self, SpecError> {
-        let driver = serde_json::from_str::<serde_json::Value>(text)?.get("driver").cloned();
-        match driver {
-            None => PhaseSpec::from_json(text).map(|spec| Self::Memory(Arc::new(spec))),
+        let spec: serde_json::Value = serde_json::from_str(text)?;
+        match spec.get("driver").and_then(serde_json::Value::as_str) {
+            None | Some("memory" | "lockstep") => PhaseSpec::from_json(text).map(|spec| Self::Memory(Arc::new(spec))),
             Some(_) => CaptureSpec::from_json(text).map(Self::Capture),
         }
     }
@@ -231,17 +235,26 @@ fn shared_parts(spec: &PhaseSpec) -> (Pool, Arc<WorkerMap>) {
 /// The whole phase, on the control thread.
 fn run(shared: &Arc<Shared>) -> Result<String, LabError> {
     now_ns(); // Calibrates the clock before anything depends on it.
+    clock::cost_ns();
     let mut result = match &shared.job {
+        Job::Memory(spec) if spec.driver == Driver::Lockstep => run_lockstep(spec, &shared.signals, &shared.workers),
         Job::Memory(spec) => run_memory(shared, spec)?,
         Job::Capture(spec) => run_capture(spec, &shared.signals, &shared.workers)?,
     };
     if shared.signals.stop.load(Ordering::Relaxed) {
         result.invalid = Some("stopped before its end".to_owned());
     }
+    if result.lockstep.is_some() {
+        let text = serde_json::to_string(&result).map_err(SpecError::from)?;
+        result.result_digest = Some(format!("{:016x}", lockstep::digest(text.as_bytes(), 0)));
+    }
     Ok(serde_json::to_string(&result).map_err(SpecError::from)?)
 }
 
 fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult, LabError> {
+    let of_a_thread = heap_of_a_thread()?;
+    let heap_of_threads = Arc::new(AtomicI64::new(0));
+    let (heap_before, fds_before) = (thread_heap(), open_files());
     let (pool, map) = shared_parts(spec);
     let cpus = if spec.pin { sched::allowed_cpus()? } else { Vec::new() };
     let available = thread::available_parallelism().map_or(1, usize::from);
@@ -261,11 +274,20 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
         let stall = Arc::new(LastStall::default());
         let stall_detector = GeneratorStallDetector::new(Arc::clone(&stall));
         let placement = Placement::among(&map, index);
-        let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(0), spin_limit };
-        workers.push(spawn(format!("t2s-worker-{index}"), move || work(&slot, &pool, &map, stall, device, out))?);
-        let slot = ThreadSlot { shared: Arc::clone(shared), spec: Arc::clone(spec), index, cpu: pin(1), spin_limit };
-        generators
-            .push(spawn(format!("t2s-load-{index}"), move || generate(&slot, &placement, stall_detector, tx, rx))?);
+        let slot = |cpu| ThreadSlot {
+            shared: Arc::clone(shared),
+            spec: Arc::clone(spec),
+            index,
+            cpu,
+            spin_limit,
+            heap: Arc::clone(&heap_of_threads),
+        };
+        let (of_worker, of_generator) = (slot(pin(0)), slot(pin(1)));
+        let name = format!("t2s-worker-{index}");
+        workers.push(spawn(name, &heap_of_threads, move || work(&of_worker, &pool, &map, stall, device, out))?);
+        let name = format!("t2s-load-{index}");
+        let body = move || generate(&of_generator, &placement, stall_detector, tx, rx);
+        generators.push(spawn(name, &heap_of_threads, body)?);
         Ok::<(), LabError>(())
     });
     if spawned.is_err() {
@@ -278,14 +300,61 @@ fn run_memory(shared: &Arc<Shared>, spec: &Arc<PhaseSpec>) -> Result<PhaseResult
     let workers = reports.into_iter().collect::<Result<Vec<_>, _>>()?;
     let generators = windows.into_iter().collect::<Result<Vec<_>, _>>()?;
     // Buffers that threads had cached are back by now, and live bytes are exact.
-    let parts = Parts { spec, sampler: &sampler, workers: &workers, generators: &generators, pool: pool.stats() };
-    Ok(summarize(&parts, map.len() as u64))
+    let parts = Parts {
+        spec,
+        sampler: &sampler,
+        workers: &workers,
+        generators: &generators,
+        pool: pool.stats(),
+        fds: (fds_before, open_files()),
+        link_lost: 0,
+    };
+    let holds_locks = spec.fault.is_some_and(|fault| fault.name == FaultName::Lock);
+    let threads = if holds_locks { 3 } else { 2 };
+    let before = thread_heap();
+    let mut result = summarize(&parts, map.len() as u64);
+    let held = thread_heap().zip(before).map(|(now, before)| now.since(before).bytes);
+    drop((workers, generators, sampler, cpus, pool, map));
+    result.heap.left_bytes = thread_heap()
+        .zip(heap_before)
+        .zip(held)
+        .map(|((now, before), held)| {
+            let threads = heap_of_threads.load(Ordering::Acquire) - i64::from(threads * spec.workers) * of_a_thread;
+            now.since(before).bytes - held + threads
+        })
+        .filter(|_| spec.phase != Phase::GeneratorSelftest);
+    Ok(result)
 }
 
-type Thread<T> = (String, JoinHandle<T>);
+pub(crate) type Thread<T> = (String, JoinHandle<T>);
 
-fn spawn<T: Send + 'static>(name: String, body: impl FnOnce() -> T + Send + 'static) -> Result<Thread<T>, LabError> {
-    Ok((name.clone(), thread::Builder::new().name(name).spawn(body)?))
+/// Starts a thread that adds to `heap` what it has allocated and not freed.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: String,
+    heap: &Arc<AtomicI64>,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<Thread<T>, LabError> {
+    let heap = Arc::clone(heap);
+    // In a box of its own, the body is freed where that is counted, and all threads are of one size.
+    let body: Box<dyn FnOnce() -> T + Send> = Box::new(body);
+    let counted = move || {
+        let before = thread_heap();
+        let outcome = body();
+        if let Some((now, before)) = thread_heap().zip(before) {
+            heap.fetch_add(now.since(before).bytes, Ordering::AcqRel);
+        }
+        outcome
+    };
+    Ok((name.clone(), thread::Builder::new().name(name).spawn(counted)?))
+}
+
+/// What a thread frees once it no longer counts: what the standard library needs to run one. Bytes, 0 without counts.
+fn heap_of_a_thread() -> Result<i64, LabError> {
+    let heap = Arc::new(AtomicI64::new(0));
+    let before = thread_heap();
+    join(spawn("t2s-worker-0".to_owned(), &heap, || ())?)?;
+    let control = thread_heap().zip(before).map_or(0, |(now, before)| now.since(before).bytes);
+    Ok(control + heap.load(Ordering::Acquire))
 }
 
 fn join<T>((name, handle): Thread<T>) -> Result<T, LabError> {
@@ -335,6 +404,8 @@ struct ThreadSlot {
     index: usize,
     cpu: Option<usize>,
     spin_limit: u64,
+    /// What threads leave on the heap.
+    heap: Arc<AtomicI64>,
 }
 
 /// Polls without work: spins, and yields now and then so that others can run.
@@ -387,14 +458,25 @@ fn work(
         null_device(slot, gauge, device, out);
         None
     } else {
-        let worker = Worker::new(spec, config_of(spec), pool, map, slot.index, generator);
-        Some(Box::new(drive(slot, gauge, worker, device, out)))
+        let config = config_of(spec);
+        Some(Box::new(if spec.fault.is_some() {
+            let fault = Faulty::<false>::new(spec.fault, spec.seed, Arc::clone(&slot.heap));
+            drive(slot, gauge, Worker::new(spec, config, pool, map, slot.index, generator, fault), device, out)
+        } else {
+            drive(slot, gauge, Worker::new(spec, config, pool, map, slot.index, generator, Plain), device, out)
+        }))
     };
     gauge.flows.store(DONE, Ordering::Relaxed);
     report
 }
 
-fn drive(slot: &ThreadSlot, gauge: &Gauge, mut worker: Worker, mut device: Consumer, mut out: Producer) -> Report {
+fn drive<H: Harness>(
+    slot: &ThreadSlot,
+    gauge: &Gauge,
+    mut worker: Worker<H>,
+    mut device: Consumer,
+    mut out: Producer,
+) -> Report {
     let mut idle = slot.attach();
     let mut publish_at = 0;
     loop {
@@ -474,7 +556,7 @@ fn generate(
     let (begin, end) = (cpu_at[0].unwrap_or(end), cpu_at[1].unwrap_or(end));
     let cpu_share = (end.1 - begin.1) as f64 / (end.0 - begin.0).max(1) as f64;
     gauge.flows.store(DONE, Ordering::Relaxed);
-    GeneratorReport { window: generator.window(), cpu_share }
+    GeneratorReport { window: generator.window(), exchange: generator.exchange(), cpu_share }
 }
 
 #[cfg(test)]

@@ -13,9 +13,16 @@ pub mod core_config;
 pub mod device_ring;
 pub mod generator;
 pub mod lab;
+pub mod lockstep;
 pub mod measure;
 pub mod replay;
 pub mod result;
 pub mod spec;
 pub mod summary;
+pub mod truth;
 pub mod worker;
+
+/// So that tests see what the workers' heaps hold.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: t2s_sys::heap::CountingAllocator = t2s_sys::heap::CountingAllocator;

@@ -13,6 +13,9 @@ pub const MAX_FLOWS: u32 = 1_000_000;
 /// Bytes of the largest segment or datagram payload a component may send (an IP packet's 65,535 less headers).
 pub const MAX_PAYLOAD: u32 = 65_000;
 
+/// Bytes of the longest response to a request.
+pub const MAX_RESPONSE: u32 = 1 << 28;
+
 /// Slices of one phase.
 const MAX_SLICES: f64 = 10_000.0;
 
@@ -66,6 +69,106 @@ pub struct PhaseSpec {
     pub rate_pps: f64,
     /// What is sent; weights share the rate.
     pub components: Vec<Component>,
+    /// Threads and the machine's time, or one thread and virtual time.
+    #[serde(default, skip_serializing_if = "Driver::is_memory")]
+    pub driver: Driver,
+    /// What lies between clients and core, in virtual time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkSpec>,
+    /// What is wrong with the core, to see whether it is found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<FaultSpec>,
+}
+
+/// How generated load is driven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// A thread for each generator and each worker.
+    #[default]
+    Memory,
+    /// One thread, virtual time: the same seed gives the same result to the byte.
+    Lockstep,
+}
+
+impl Driver {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    fn is_memory(&self) -> bool {
+        *self == Self::Memory
+    }
+}
+
+/// A link that loses, delays and reorders, each direction alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkSpec {
+    /// Share of packets lost.
+    #[serde(default)]
+    pub loss: f64,
+    /// Time from one end to the other, microseconds.
+    #[serde(default)]
+    pub delay_us: u64,
+    /// Share of packets that others overtake.
+    #[serde(default)]
+    pub reorder: f64,
+}
+
+/// A fault around the core.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultSpec {
+    /// What it does.
+    pub name: FaultName,
+    /// How much of it; the unit is the name's.
+    pub size: f64,
+}
+
+/// What a fault does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultName {
+    /// Each packet takes so many nanoseconds longer.
+    SlowPacket,
+    /// One packet in 1,000 takes so many microseconds longer.
+    SlowThousandth,
+    /// The thread sleeps so many milliseconds each second.
+    Sleep,
+    /// The thread computes for so many milliseconds each five seconds.
+    Busy,
+    /// Another thread holds the locks of the flow map for so many milliseconds each second.
+    Lock,
+    /// Each packet takes so many nanoseconds longer, between iterations.
+    HiddenWork,
+    /// Each so many flows a buffer is lost.
+    BufferLeak,
+    /// The heap grows by so many bytes a second.
+    HeapGrowth,
+    /// One in so many packets disappears.
+    SilentDrop,
+    /// One in so many segments has a wrong byte, either way, with a right checksum.
+    WrongByte,
+    /// One in so many datagrams has a wrong byte, either way, with a right checksum.
+    WrongUdpPayload,
+    /// Each reply is held for so many microseconds.
+    HeldReplies,
+    /// One in so many window updates is not sent.
+    MissingWindowUpdate,
+    /// So many percent of all bytes are summed up once more.
+    SlowChecksum,
+}
+
+impl FaultName {
+    /// Whether it does something to time alone.
+    pub fn needs_real_time(self) -> bool {
+        use FaultName::{Busy, HiddenWork, Lock, Sleep, SlowChecksum, SlowPacket, SlowThousandth};
+        matches!(self, SlowPacket | SlowThousandth | Sleep | Busy | Lock | HiddenWork | SlowChecksum)
+    }
+
+    /// Whether its size is "one in so many".
+    fn is_one_in(self) -> bool {
+        use FaultName::{BufferLeak, MissingWindowUpdate, SilentDrop, WrongByte, WrongUdpPayload};
+        matches!(self, BufferLeak | MissingWindowUpdate | SilentDrop | WrongByte | WrongUdpPayload)
+    }
 }
 
 /// Settings of the core, the five optimizations among them.
@@ -112,6 +215,8 @@ pub enum Component {
     TcpStream(TcpStream),
     /// Short TCP connections.
     TcpChurn(TcpChurn),
+    /// Requests over long TCP flows, each answered with `upstream.reply_bytes`.
+    TcpRequest(TcpRequest),
     /// Datagrams.
     Udp(Udp),
     /// DNS queries from pseudorandom ports (RFC 4814).
@@ -170,6 +275,24 @@ pub struct TcpChurn {
     #[serde(default)]
     pub v6_ratio: f64,
     /// The other end.
+    pub upstream: Upstream,
+}
+
+/// Requests over long TCP flows: one a flow at a time. Few bytes of response make request and response, many make a
+/// download.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpRequest {
+    /// Share of the rate, relative to the other components.
+    pub weight: f64,
+    /// Flows over all workers.
+    pub flows: u32,
+    /// Payload of a request, bytes, in one segment.
+    pub request_bytes: u32,
+    /// Share of flows over IPv6.
+    #[serde(default)]
+    pub v6_ratio: f64,
+    /// The other end, whose mode is `respond`.
     pub upstream: Upstream,
 }
 
@@ -241,6 +364,8 @@ pub enum UpstreamMode {
     Sink,
     /// Sends back what it takes.
     Echo,
+    /// Answers each request of a `tcp_request` with `reply_bytes`.
+    Respond,
     /// Refuses connections and datagrams.
     Refuse,
     /// Reports the host as unreachable.
@@ -275,6 +400,13 @@ pub struct Upstream {
     /// none.
     #[serde(default)]
     pub reply_bytes: u32,
+    /// When in the measured window the upstream goes away, milliseconds: its connections are reset, others refused, and
+    /// datagrams stay unanswered.
+    #[serde(default)]
+    pub outage_after_ms: u64,
+    /// For how long, milliseconds; 0 = it never does.
+    #[serde(default)]
+    pub outage_ms: u64,
 }
 
 impl Upstream {
@@ -283,7 +415,12 @@ impl Upstream {
     /// silence.
     pub fn limits_the_sender(&self) -> bool {
         let silent = matches!(self.mode, UpstreamMode::Unreachable | UpstreamMode::Timeout);
-        silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0
+        silent || self.bandwidth_mbit > 0.0 || self.delay_us > 0 || self.connect_delay_us > 0 || self.outage_ms > 0
+    }
+
+    /// Whether connections end by resets that are meant.
+    pub fn resets(&self) -> bool {
+        self.mode == UpstreamMode::Reset || self.outage_ms > 0
     }
 }
 
@@ -293,6 +430,7 @@ impl Component {
         match self {
             Self::TcpStream(c) => c.weight,
             Self::TcpChurn(c) => c.weight,
+            Self::TcpRequest(c) => c.weight,
             Self::Udp(c) => c.weight,
             Self::Dns(c) => c.weight,
             Self::Malformed(c) => c.weight,
@@ -305,6 +443,7 @@ impl Component {
         match self {
             Self::TcpStream(c) => c.upstream,
             Self::TcpChurn(c) => c.upstream,
+            Self::TcpRequest(c) => c.upstream,
             Self::Udp(c) => c.upstream,
             Self::Dns(c) => c.upstream,
             Self::Malformed(_) => Upstream { mode: UpstreamMode::Refuse, ..Upstream::default() },
@@ -338,6 +477,24 @@ impl PhaseSpec {
         found.check(self.rate_pps > 0.0 && self.rate_pps <= 1e8, "rate_pps", "must be in (0, 1e8]");
         found.check((1..=64).contains(&self.components.len()), "components", "must be 1 to 64");
         self.settings.problems(&mut found);
+        let lockstep = self.driver == Driver::Lockstep;
+        found.check(!lockstep || self.workers == 1, "workers", "must be 1 in lockstep");
+        found.check(!lockstep || self.phase == Phase::Load, "phase", "must be load in lockstep");
+        if let Some(link) = self.link {
+            found.check(lockstep, "link", "needs driver \"lockstep\"");
+            found.check((0.0..=0.5).contains(&link.loss), "link.loss", "must be in [0, 0.5]");
+            found.check((0.0..=0.5).contains(&link.reorder), "link.reorder", "must be in [0, 0.5]");
+            found.check(link.delay_us <= 10_000_000, "link.delay_us", "must be at most 10 s");
+        }
+        if let Some(FaultSpec { name, size }) = self.fault {
+            let least = if name.is_one_in() { 1.0 } else { 0.0 };
+            found.check(
+                (least..=1e12).contains(&size),
+                "fault.size",
+                "must be positive, and 1 at least where it is one in so many",
+            );
+            found.check(!lockstep || !name.needs_real_time(), "fault.name", "needs real time, so driver \"memory\"");
+        }
         let largest_segment = if self.settings.offload { MAX_PAYLOAD } else { u32::from(self.settings.mtu) - 72 };
         for (index, component) in self.components.iter().enumerate() {
             component.problems(&mut found, &format!("components[{index}]"), largest_segment);
@@ -391,8 +548,21 @@ impl Component {
     fn problems(&self, found: &mut Problems, path: &str, largest_segment: u32) {
         let weight = self.weight();
         found.check(weight > 0.0 && weight.is_finite(), &format!("{path}.weight"), "must be positive");
-        self.upstream().problems(found, &format!("{path}.upstream"));
+        let requests = matches!(self, Self::TcpRequest(_));
+        self.upstream().problems(found, &format!("{path}.upstream"), if requests { MAX_RESPONSE } else { MAX_PAYLOAD });
+        let responds = self.upstream().mode == UpstreamMode::Respond;
+        found.check(
+            requests == responds,
+            &format!("{path}.upstream.mode"),
+            "must be respond for tcp_request, and only there",
+        );
         match self {
+            Self::TcpRequest(c) => {
+                found.range(c.flows, 1..=MAX_FLOWS, path, "flows");
+                found.range(c.request_bytes, 1..=largest_segment, path, "request_bytes");
+                found.share(c.v6_ratio, path, "v6_ratio");
+                found.check(c.upstream.reply_bytes > 0, &format!("{path}.upstream.reply_bytes"), "must be positive");
+            }
             Self::TcpStream(c) => {
                 found.range(c.flows, 1..=MAX_FLOWS, path, "flows");
                 found.range(c.segment_bytes, 1..=largest_segment, path, "segment_bytes");
@@ -422,6 +592,8 @@ impl Component {
                 found.share(c.ip_fragment, path, "ip_fragment");
             }
             Self::Dns(c) => {
+                let whole = c.upstream.reply_bytes == 0 || c.upstream.reply_bytes >= 39;
+                found.check(whole, &format!("{path}.upstream.reply_bytes"), "must be 0, or at least the query's 39");
                 found.range(c.names, 1..=1 << 24, path, "names");
                 found.share(c.malformed, path, "malformed");
             }
@@ -431,13 +603,13 @@ impl Component {
 }
 
 impl Upstream {
-    fn problems(&self, found: &mut Problems, path: &str) {
+    fn problems(&self, found: &mut Problems, path: &str, longest_reply: u32) {
         const LONGEST_US: u64 = 60_000_000;
         found.check(self.delay_us <= LONGEST_US, &format!("{path}.delay_us"), "must be at most 60 s");
         found.check(self.connect_delay_us <= LONGEST_US, &format!("{path}.connect_delay_us"), "must be at most 60 s");
         let bandwidth = self.bandwidth_mbit >= 0.0 && self.bandwidth_mbit.is_finite();
         found.check(bandwidth, &format!("{path}.bandwidth_mbit"), "must not be negative");
-        found.range(self.reply_bytes, 0..=MAX_PAYLOAD, path, "reply_bytes");
+        found.range(self.reply_bytes, 0..=longest_reply, path, "reply_bytes");
         found.range(self.buffer_bytes, 0..=1 << 30, path, "buffer_bytes");
     }
 }
@@ -445,6 +617,21 @@ impl Upstream {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    #[test]
+    fn what_needs_a_driver_or_a_time_of_its_own_is_told_so() {
+        let mut spec = phase(r#"{"kind":"malformed","weight":1}"#);
+        spec.link = Some(LinkSpec { loss: 0.1, ..LinkSpec::default() });
+        spec.fault = Some(FaultSpec { name: FaultName::SilentDrop, size: 0.5 });
+        assert_eq!(spec.problems().len(), 2);
+        spec.driver = Driver::Lockstep;
+        (spec.workers, spec.phase) = (2, Phase::Capacity);
+        spec.fault = Some(FaultSpec { name: FaultName::Sleep, size: 3.0 });
+        let problems = spec.problems().join("; ");
+        for path in ["workers", "phase", "fault.name"] {
+            assert!(problems.contains(path), "{path} missing in {problems}");
+        }
+    }
 
     /// A phase that runs, for the tests of this folder.
     pub(crate) fn phase(components: &str) -> PhaseSpec {

@@ -6,17 +6,19 @@ use t2s_core::buf::PoolStats;
 use t2s_core::stats::{DropReason, Stage};
 
 use crate::core_config::config_of;
-use crate::generator::Window;
 use crate::generator::link::Counters;
+use crate::generator::{Exchange, Window};
 use crate::measure::clock;
+use crate::measure::distribution::Distribution;
 use crate::measure::recorder::Recorder;
 use crate::measure::sampler::Sampler;
 use crate::measure::slices::Slice;
 use crate::result::{
-    CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
-    StageResult,
+    CpuResult, DatagramTruth, FlowMapResult, GeneratorResult, HeapResult, LoopResult, PhaseResult, PoolResult,
+    ReassemblyResult, RssResult, StageResult, StreamTruth, TruthResult,
 };
 use crate::spec::{Phase, PhaseSpec};
+use crate::truth::{Damage, SequenceCounts, StreamTotals};
 use crate::worker::{Report, Snapshot};
 use t2s_core::config::Reassembly;
 
@@ -27,10 +29,12 @@ pub const OFFERED_RATIO_MIN: f64 = 0.99;
 const ALARMS: usize = 256;
 
 /// What one generator measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GeneratorReport {
     /// Its window.
     pub window: Window,
+    /// What its datagrams came to.
+    pub exchange: Exchange,
     /// CPU use with polling, as a share of one CPU.
     pub cpu_share: f64,
 }
@@ -47,6 +51,10 @@ pub struct Parts<'a> {
     pub generators: &'a [GeneratorReport],
     /// The pool after everything has ended.
     pub pool: PoolStats,
+    /// File descriptors of the process before and after.
+    pub fds: (u64, u64),
+    /// Packets that the link lost.
+    pub link_lost: u64,
 }
 
 impl Parts<'_> {
@@ -97,7 +105,9 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
     let (intended, offered) = (parts.generated(|window| window.intended), total(|c| c.packets));
     let drops = drops(parts);
     let lost_by_reason = lost(parts, &drops);
-    let lost = lost_by_reason.values().sum::<u64>().min(offered);
+    let dropped = lost_by_reason.values().sum::<u64>().min(offered);
+    let unsent = intended.saturating_sub(offered);
+    let truth = truth(parts);
     let corrupt = ever(|c| c.corrupt) + parts.reports().map(|report| report.corrupt).sum::<u64>();
     let payload_offered = total(|c| c.payload);
     let accepted_ever: u64 = parts.reports().map(|report| report.last.accepted).sum();
@@ -111,13 +121,19 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         workers: spec.workers,
         intended,
         offered,
-        forwarded: offered - lost,
-        lost,
+        forwarded: offered - dropped,
+        dropped,
         lost_by_reason,
+        unsent,
+        lost: unsent + truth.as_ref().map_or(0, |truth| truth.lost_packets),
+        truth,
         invalid: invalid(spec.phase, intended, offered, corrupt),
         latency: parts.merged(|report| &report.latency.0).distribution(),
         undisturbed: parts.merged(|report| &report.undisturbed.0).distribution(),
         service_time: parts.merged(|report| &report.service_time.0).distribution(),
+        reply_latency: reply_latency(parts),
+        reply_jitter: reply_jitter(parts),
+        reply_latency_by_component: reply_latency_by_component(parts),
         latency_slices: parts.slices(|report| &report.latency.1),
         undisturbed_slices: parts.slices(|report| &report.undisturbed.1),
         service_time_slices: parts.slices(|report| &report.service_time.1),
@@ -127,6 +143,7 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         // What was sent before the window is upstream before it (streams are in order), so the rest is the window's.
         payload_forwarded: accepted_ever.saturating_sub(payload_before).min(payload_offered),
         payload_window: parts.over_window(|snapshot| snapshot.accepted),
+        payload_window_down: total(|c| c.payload_received),
         connections_opened: total(|c| c.opened),
         connections_closed: total(|c| c.closed),
         connections_refused: total(|c| c.refused),
@@ -136,6 +153,8 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
         event_loop: event_loop(parts),
         cpu: cpu(parts, offered, seconds),
         rss: RssResult { samples: parts.sampler.rss.clone() },
+        heap: heap(parts),
+        fds_left: parts.fds.1 as i64 - parts.fds.0 as i64,
         stages: stages(parts),
         drops,
         generator: GeneratorResult {
@@ -149,10 +168,17 @@ pub fn summarize(parts: &Parts<'_>, flows_left: u64) -> PhaseResult {
             received: total(|c| c.received),
             corrupt,
             aborted: ever(|c| c.aborted),
+            reset_by_peer: total(|c| c.reset).saturating_sub(total(|c| c.aborted)),
+            window_probes: total(|c| c.window_probes),
+            repeated_segments: ever(|c| c.repeated),
+            segment_gaps: ever(|c| c.gaps),
+            strangers: parts.generators.iter().map(|generator| generator.exchange.strangers).sum(),
             hiccup_ns_max: parts.sampler.hiccup_max,
         },
         timers_after_drain: parts.reports().map(|report| report.last.stack.timers).sum(),
         clock: clock::facts(),
+        lockstep: None,
+        result_digest: None,
     }
 }
 
@@ -167,6 +193,149 @@ fn invalid(phase: Phase, intended: u64, offered: u64, corrupt: u64) -> Option<St
         ));
     }
     None
+}
+
+/// Reasons of the core that explain why a good datagram did not arrive. No other one does: a checksum, say, that was
+/// right when it was sent.
+const EXPLAINS: [DropReason; 11] = [
+    DropReason::FragmentFull,
+    DropReason::FragmentOverlap,
+    DropReason::FragmentTimeout,
+    DropReason::FlowTableFull,
+    DropReason::PendingFull,
+    DropReason::PoolExhausted,
+    DropReason::UdpQueueFull,
+    DropReason::UdpRefused,
+    DropReason::TooBig,
+    DropReason::InboxFull,
+    DropReason::ReassemblyFull,
+];
+
+/// What both ends counted; `None` without a core between them.
+fn truth(parts: &Parts<'_>) -> Option<TruthResult> {
+    parts.reports().next()?;
+    let (mut sent, mut received, mut damage_down) =
+        ([StreamTotals::default(); 2], [StreamTotals::default(); 2], Damage::default());
+    let (mut asked, mut replies) = (0, SequenceCounts::default());
+    for generator in parts.generators {
+        let counters = &generator.window.total;
+        sent[0].merge(&counters.up);
+        received[1].merge(&counters.down);
+        damage_down.merge(&counters.damage);
+        asked += generator.exchange.sent;
+        replies.merge(&generator.exchange.replies);
+    }
+    let (mut damage_up, mut answered, mut datagrams) = (Damage::default(), 0, SequenceCounts::default());
+    for report in parts.reports() {
+        received[0].merge(&report.arrivals.up);
+        sent[1].merge(&report.arrivals.down);
+        damage_up.merge(&report.arrivals.damage);
+        answered += report.arrivals.replies;
+        datagrams.merge(&report.datagrams);
+    }
+    let streams_up = stream_truth(&sent[0], &received[0], &damage_up);
+    let streams_down = stream_truth(&sent[1], &received[1], &damage_down);
+    let (datagrams_up, datagrams_down) = (datagram_truth(asked, &datagrams), datagram_truth(answered, &replies));
+    let segment = u64::from(parts.spec.settings.mtu - 40);
+    let lost_bytes = streams_up.lost_bytes + streams_down.lost_bytes;
+    let lost_datagrams = datagrams_up.lost + datagrams_down.lost;
+    let explained: u64 = parts
+        .reports()
+        .map(|report| {
+            let own = report.last.no_buffer + report.last.foreign + report.overrun;
+            own + EXPLAINS.iter().map(|&reason| report.last.stack.drops.get(reason)).sum::<u64>()
+        })
+        .sum();
+    let unaccounted = lost_datagrams.saturating_sub(explained + parts.link_lost) + lost_bytes.div_ceil(segment);
+    // A link that reorders does so to datagrams too, and the core must not mend it.
+    let in_order = parts.spec.link.is_none_or(|link| link.reorder <= 0.0);
+    let wrong = |truth: &DatagramTruth| truth.corrupted + truth.duplicated + if in_order { truth.reordered } else { 0 };
+    let wrong_bytes =
+        |truth: &StreamTruth| truth.corrupted_bytes + truth.duplicated_bytes + u64::from(!truth.flows_agree);
+    let faults = unaccounted
+        + wrong(&datagrams_up)
+        + wrong(&datagrams_down)
+        + wrong_bytes(&streams_up)
+        + wrong_bytes(&streams_down);
+    Some(TruthResult {
+        lost_packets: lost_datagrams + lost_bytes.div_ceil(segment),
+        unaccounted,
+        faults,
+        streams_up,
+        streams_down,
+        datagrams_up,
+        datagrams_down,
+    })
+}
+
+fn stream_truth(sent: &StreamTotals, received: &StreamTotals, damage: &Damage) -> StreamTruth {
+    StreamTruth {
+        flows: sent.flows,
+        sent_bytes: sent.bytes,
+        received_bytes: received.bytes,
+        // What a doubled byte adds must not make up for one that is missing.
+        lost_bytes: damage.lost.max(sent.bytes.saturating_sub(received.bytes.saturating_sub(damage.duplicated))),
+        corrupted_bytes: damage.corrupted,
+        duplicated_bytes: damage.duplicated.max(received.bytes.saturating_sub(sent.bytes)),
+        flows_agree: (sent.flows, sent.digest) == (received.flows, received.digest),
+        aborted_flows: sent.aborted_flows,
+        aborted_bytes: sent.aborted_bytes,
+    }
+}
+
+fn datagram_truth(sent: u64, received: &SequenceCounts) -> DatagramTruth {
+    DatagramTruth {
+        sent,
+        received: received.received,
+        lost: sent.saturating_sub(received.received - received.duplicated),
+        corrupted: received.corrupted,
+        duplicated: received.duplicated,
+        reordered: received.reordered,
+    }
+}
+
+fn reply_latency(parts: &Parts<'_>) -> Option<Distribution> {
+    let mut all = Recorder::new();
+    parts
+        .generators
+        .iter()
+        .flat_map(|generator| generator.exchange.latency.iter().flatten())
+        .for_each(|own| all.merge(own));
+    (all.count() > 0).then(|| all.distribution())
+}
+
+fn reply_jitter(parts: &Parts<'_>) -> Option<Distribution> {
+    let mut all = Recorder::new();
+    parts.generators.iter().for_each(|generator| all.merge(&generator.exchange.jitter));
+    (all.count() > 0).then(|| all.distribution())
+}
+
+/// The same by component.
+fn reply_latency_by_component(parts: &Parts<'_>) -> Vec<Option<Distribution>> {
+    let component = |at: usize| {
+        let mut all = Recorder::new();
+        let own = parts.generators.iter().filter_map(|generator| generator.exchange.latency.get(at)?.as_ref());
+        own.for_each(|own| all.merge(own));
+        (all.count() > 0).then(|| all.distribution())
+    };
+    (0..parts.spec.components.len()).map(component).collect()
+}
+
+/// What the workers' threads hold; the caller adds what is left in the end.
+fn heap(parts: &Parts<'_>) -> HeapResult {
+    let sum = |read: fn(&Report) -> Option<i64>| parts.reports().map(read).sum::<Option<i64>>();
+    let none = parts.reports().next().is_none();
+    HeapResult {
+        allocations: if none {
+            None
+        } else {
+            sum(|report| Some(report.end.heap?.since(report.begin.heap?).allocations as i64)).map(|count| count as u64)
+        },
+        begin_bytes: sum(|report| Some(report.begin.heap?.bytes)).filter(|_| !none),
+        end_bytes: sum(|report| Some(report.end.heap?.bytes)).filter(|_| !none),
+        after_drain_bytes: sum(|report| Some(report.last.heap?.bytes)).filter(|_| !none),
+        left_bytes: None,
+    }
 }
 
 /// The core's drop counters over the window, non-zero ones.
@@ -190,7 +359,7 @@ fn lost(parts: &Parts<'_>, drops: &BTreeMap<&'static str, u64>) -> BTreeMap<&'st
     lost
 }
 
-fn upstream_wait(parts: &Parts<'_>) -> Option<crate::measure::distribution::Distribution> {
+fn upstream_wait(parts: &Parts<'_>) -> Option<Distribution> {
     let mut waits = parts.reports().filter_map(|report| report.upstream_wait.as_ref());
     let mut all = waits.next()?.clone();
     waits.for_each(|wait| all.merge(wait));
@@ -255,6 +424,7 @@ fn event_loop(parts: &Parts<'_>) -> LoopResult {
         max_wall_ns: distribution.max,
         max_on_cpu_ns: parts.reports().map(|report| report.max_on_cpu).max().unwrap_or(0),
         max_off_cpu_ns: parts.reports().map(|report| report.max_off_cpu).max().unwrap_or(0),
+        max_waited_ns: parts.reports().map(|report| report.max_waited).max().unwrap_or(0),
         stalls,
         hist: distribution,
     }
@@ -263,15 +433,27 @@ fn event_loop(parts: &Parts<'_>) -> LoopResult {
 fn cpu(parts: &Parts<'_>, packets: u64, seconds: f64) -> CpuResult {
     let used = parts.over_window(|snapshot| snapshot.cpu);
     let idle = parts.over_window(|snapshot| snapshot.idle).min(used);
-    let engine = used - idle;
+    // Comparing what arrived is the lab's work.
+    let checking = parts.over_window(|snapshot| snapshot.checking);
+    let engine = (used - idle).saturating_sub(checking);
     let workers = parts.reports().count().max(1) as f64;
     CpuResult {
         engine_ns: engine,
         idle_poll_ns: idle,
+        checking_ns: checking,
         percent: engine as f64 / (seconds.max(1e-9) * 1e9) / workers * 100.0,
         windows: parts.sampler.windows.clone(),
         ns_per_packet: engine as f64 / packets.max(1) as f64,
     }
+}
+
+/// Sampled time less that of the clock's own readings; below 0 where the clock was faster than usual.
+pub fn without_clock(nanos: u64, marks: u64) -> i64 {
+    if nanos == 0 {
+        // Nothing was timed.
+        return 0;
+    }
+    nanos as i64 - (marks as f64 * clock::cost_ns()) as i64
 }
 
 fn stages(parts: &Parts<'_>) -> BTreeMap<&'static str, StageResult> {
@@ -279,15 +461,29 @@ fn stages(parts: &Parts<'_>) -> BTreeMap<&'static str, StageResult> {
     let samples = parts.over_window(|snapshot| snapshot.stack.stages.packets);
     for &stage in Stage::ALL {
         let ns = parts.over_window(|snapshot| snapshot.stack.stages.nanos[stage as usize]);
-        stages.insert(stage.name(), StageResult { ns, samples });
+        let marks = parts.over_window(|snapshot| snapshot.stack.stages.marks[stage as usize]);
+        stages.insert(stage.name(), StageResult { ns: without_clock(ns, marks), samples, marks });
     }
     let packets = parts.reports().map(|report| report.measured).sum();
     for report in parts.reports() {
         for (&name, &ns) in &report.parts {
             let entry: &mut StageResult = stages.entry(name).or_default();
-            entry.ns += ns;
+            entry.ns += without_clock(ns, report.iterations.count());
+            entry.marks += report.iterations.count();
             entry.samples = packets;
         }
     }
     stages
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_as_short_as_the_clock_comes_to_nothing_and_may_come_to_less() {
+        let cost = clock::cost_ns();
+        assert_eq!(without_clock((1_000_000.0 * cost) as u64, 1_000_000), 0);
+        assert!(without_clock(1, 1_000) < 0, "what varies is not hidden");
+    }
 }

@@ -116,9 +116,9 @@ impl FragmentReassembler {
 
     /// Give up datagrams that are too old at `now_ns`.
     fn expire(&self, now_ns: u64) {
-        let mut state = self.lock();
-        while let Some(first) = state.table.handle_timeout(Instant::from_nanos(now_ns), &mut self.pool.cache()) {
-            self.pool.cache().free(first);
+        let (mut state, mut cache) = (self.lock(), self.pool.cache());
+        while let Some(first) = state.table.handle_timeout(Instant::from_nanos(now_ns), &mut cache) {
+            cache.free(first);
         }
     }
 

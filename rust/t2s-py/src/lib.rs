@@ -30,6 +30,10 @@ mod wait;
 
 use pyo3::prelude::*;
 
+/// So that the lab knows what the heaps of its threads hold; Python's own allocations do not pass here.
+#[global_allocator]
+static ALLOCATOR: t2s_sys::heap::CountingAllocator = t2s_sys::heap::CountingAllocator;
+
 /// The compiled core of t2s.
 #[pymodule(gil_used = true)]
 mod _core {

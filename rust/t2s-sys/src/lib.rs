@@ -11,6 +11,7 @@ pub mod credentials;
 pub mod datagram;
 pub mod epoll;
 pub mod event;
+pub mod heap;
 pub mod memory;
 pub mod sched;
 pub mod socket;

@@ -667,8 +667,9 @@ impl Inner {
         stats.buffered = self.memory.used();
         stats.timers = self.wheel.len() as u64;
         stats.stages = self.probe.times;
-        stats.stages.nanos[crate::stats::Stage::Transmit as usize] =
-            self.probe_out.times.nanos[crate::stats::Stage::Transmit as usize];
+        let (transmit, out) = (crate::stats::Stage::Transmit as usize, &self.probe_out.times);
+        stats.stages.nanos[transmit] = out.nanos[transmit];
+        stats.stages.marks[transmit] = out.marks[transmit];
         stats
     }
 }

@@ -47,6 +47,11 @@ impl WorkerMap {
         owner::owner_of(&self.map, self.workers, packet)
     }
 
+    /// The map itself, to look at it or to hold its locks.
+    pub fn flow_map(&self) -> &FlowMap<u32> {
+        &self.map
+    }
+
     /// Flows held, over all shards.
     pub fn len(&self) -> usize {
         self.map.len()

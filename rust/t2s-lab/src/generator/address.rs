@@ -5,7 +5,9 @@
 //! its sender without a table, and the simulated upstream knows its behaviour from the target. Floods come from
 //! `100.64.0.0/10`, where no client lives.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use crate::truth::mix;
 
 /// Workers that the plan can name.
 pub const MAX_WORKERS: u32 = 64;
@@ -77,6 +79,44 @@ impl FlowAddresses {
     }
 }
 
+impl FlowAddresses {
+    /// A number for the flow, which both ends can tell: from its lowest bits the pattern of its bytes starts.
+    #[inline]
+    pub const fn key(self) -> u64 {
+        let place = u64::from_be_bytes([
+            self.v6 as u8,
+            self.worker,
+            self.component,
+            self.slot,
+            (self.client_port >> 8) as u8,
+            self.client_port as u8,
+            0,
+            0,
+        ]);
+        mix(place)
+    }
+}
+
+/// The number of the flow of this client's end, [`FlowAddresses::key`]; `None` for an address that no client has.
+pub fn key_of(client: SocketAddr) -> Option<u64> {
+    let (v6, worker, component, host) = match client.ip() {
+        IpAddr::V4(address) => {
+            let [10, worker @ 64..128, component, host @ 1..=255] = address.octets() else { return None };
+            (false, worker - 64, component, host)
+        }
+        IpAddr::V6(address) => {
+            let [0xfd, 0, 0x74, 0x32, 0, 0x73, 0, worker, 0, 0, 0, 0, 0, component, 0, host @ 1..=255] =
+                address.octets()
+            else {
+                return None;
+            };
+            (true, worker, component, host)
+        }
+    };
+    let slot = host - 1;
+    Some(FlowAddresses { v6, worker, component, slot, client_port: client.port(), target_port: 0 }.key())
+}
+
 /// The component that a target address belongs to.
 pub fn component_of(target: IpAddr) -> Option<usize> {
     match target {
@@ -126,8 +166,11 @@ mod tests {
             assert_eq!(client_of(&client, worker), Some((component, slot)));
             assert_eq!(client_of(&client, worker ^ 1), None);
             assert_eq!(ends.address_sum(), sum);
+            assert_eq!(key_of(SocketAddr::new(ends.client(), 1)), Some(ends.key()));
+            assert_ne!(key_of(SocketAddr::new(ends.client(), 2)), Some(ends.key()));
         }
         assert_eq!(component_of("8.8.8.8".parse().unwrap()), None);
         assert_eq!(client_of(&[100, 64, 0, 1], 0), None);
+        assert_eq!(key_of("100.64.0.1:9".parse().unwrap()), None);
     }
 }

@@ -11,7 +11,8 @@ mod send;
 
 use crate::generator::address::FlowAddresses;
 use crate::generator::link::Link;
-use crate::generator::packets::{Pattern, PayloadSums, Segment, TcpFields, flag, ip_header_len, write_tcp};
+use crate::generator::packets::{PERIOD, PayloadSums, Segment, TcpFields, flag, ip_header_len, write_tcp};
+use crate::truth::stream;
 
 pub use send::send_both_fragments;
 
@@ -91,6 +92,8 @@ pub struct Flow {
     timer_ms: u32,
     /// The segment held back last, sent since or not; the initial sequence number before there was one.
     held: u32,
+    /// By how much what was received is shifted against what should have been.
+    shift: i16,
     client_port: u16,
     mss: u16,
     /// Segments that the owner still wants to send.
@@ -118,6 +121,8 @@ pub struct Shape {
     pub segment: u32,
     /// Sums of payloads of the usual length.
     pub sums: PayloadSums,
+    /// The upstream resets connections, so that these do not end in order.
+    pub resets: bool,
 }
 
 impl Flow {
@@ -184,6 +189,11 @@ impl Flow {
         }
     }
 
+    /// Bytes of payload received in order so far, modulo 2^32.
+    pub fn received(&self) -> u32 {
+        self.rcv_nxt.wrapping_sub(self.irs).wrapping_sub(1 + u32::from(self.has(bit::PEER_FIN)))
+    }
+
     /// Bytes of payload that were not acknowledged yet.
     pub fn unacknowledged(&self) -> u32 {
         self.nxt.wrapping_sub(self.una).saturating_sub(u32::from(self.has(bit::FIN_SENT)))
@@ -248,17 +258,27 @@ impl Flow {
         TcpFields { seq, ack: self.rcv_nxt, flags, window: WINDOW, timestamp, syn: None }
     }
 
-    /// Stream offset of a sequence number.
+    /// Place in the pattern of a sequence number.
     #[inline]
-    fn offset(&self, seq: u32) -> u64 {
-        u64::from(seq.wrapping_sub(self.iss).wrapping_sub(1))
+    fn offset(&self, shape: &Shape, seq: u32) -> u64 {
+        self.ends(shape).key() % PERIOD as u64 + u64::from(seq.wrapping_sub(self.iss).wrapping_sub(1))
+    }
+
+    /// Counts what the connection came to, now that it has ended. In order is a direction whose end was sent and
+    /// acknowledged: then each of its bytes must have arrived.
+    pub fn account(&self, shape: &Shape, link: &mut Link<'_>) {
+        let key = self.ends(shape).key();
+        let finished = self.has(bit::FIN_SENT) && self.una == self.nxt && !shape.resets;
+        link.counters.up.add(key, self.sent(), finished);
+        let ended = self.has(bit::PEER_FIN);
+        link.counters.down.add(key, self.received(), ended && finished);
     }
 
     /// Writes one segment with `len` bytes of the stream at `fields.seq` into the ring.
     #[inline]
     fn transmit(&self, shape: &Shape, link: &mut Link<'_>, fields: &TcpFields, len: usize) -> bool {
         let ends = self.ends(shape);
-        let (offset, pattern) = (self.offset(fields.seq), link.pattern);
+        let (offset, pattern) = (self.offset(shape, fields.seq), link.pattern);
         let header = ip_header_len(ends.v6) + fields.header_len();
         let segment_payload = self.mss.saturating_sub(if fields.timestamp.is_some() { 12 } else { 0 });
         let gso_size = if len > usize::from(segment_payload) && len > 0 { segment_payload } else { 0 };
@@ -367,9 +387,16 @@ impl Flow {
         if segment.seq == self.rcv_nxt && !self.has(bit::PEER_FIN) {
             self.note_timestamp(segment);
             let offset = self.rcv_nxt.wrapping_sub(self.irs).wrapping_sub(1);
-            link.counters.corrupt += u64::from(!Pattern::matches_ends(payload, u64::from(offset)));
+            let place = self.ends(shape).key() % PERIOD as u64 + u64::from(offset);
+            let right = stream::check(link.pattern, payload, place, &mut self.shift, &mut link.counters.damage);
+            link.counters.corrupt += u64::from(!right);
+            link.counters.payload_received += payload.len() as u64;
             self.rcv_nxt = self.rcv_nxt.wrapping_add(payload.len() as u32 + u32::from(fin));
             self.set(bit::PEER_FIN, fin);
+        } else if segment.seq.wrapping_sub(self.rcv_nxt) as i32 > 0 {
+            link.counters.gaps += 1;
+        } else {
+            link.counters.repeated += 1;
         }
         // In order: acknowledge it. Before or beyond: say again what is expected (RFC 5681, section 4.2).
         (Event::None, self.owe())
@@ -473,7 +500,9 @@ impl Flow {
         if self.una == self.nxt {
             // A keepalive-like probe asks for the window: a sequence number already acknowledged, so it is answered.
             let fields = self.fields(link, self.una.wrapping_sub(1), flag::ACK);
-            link.counters.reactions += u64::from(self.transmit(shape, link, &fields, 0));
+            let sent = u64::from(self.transmit(shape, link, &fields, 0));
+            link.counters.reactions += sent;
+            link.counters.window_probes += sent;
             return Event::None;
         }
         if self.retries >= RETRY_LIMIT {

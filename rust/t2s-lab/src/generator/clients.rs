@@ -176,7 +176,11 @@ impl Clients {
                 return;
             }
             Event::Refused => link.counters.refused += 1,
-            Event::Aborted | Event::Closed => link.counters.closed += 1,
+            Event::Aborted | Event::Closed => {
+                link.counters.closed += 1;
+                link.counters.reset += u64::from(event == Event::Aborted && !self.shape.resets);
+                self.flows[at].account(&self.shape, link);
+            }
         }
         self.release(at);
     }

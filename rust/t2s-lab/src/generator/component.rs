@@ -5,14 +5,16 @@ use std::sync::Arc;
 use crate::generator::churn::Churn;
 use crate::generator::client::{Event, Shape};
 use crate::generator::clients::Clients;
-use crate::generator::datagrams::{Datagrams, Queries};
+use crate::generator::datagrams::{Datagrams, Queries, Replies};
 use crate::generator::link::Link;
 use crate::generator::malformed::{Malformed, SynFlood};
 use crate::generator::packets::{Pattern, PayloadSums, Reply};
 use crate::generator::placement::Placement;
+use crate::generator::requests::Requests;
 use crate::generator::rng::Rng;
 use crate::generator::slot::Slot;
 use crate::generator::stream::Stream;
+use crate::measure::recorder::Recorder;
 use crate::spec::{self, PhaseSpec};
 
 /// Client addresses over which connections of a churn component spread, so that ports return late.
@@ -24,6 +26,8 @@ pub enum Component {
     Stream(Box<Stream>),
     /// Short TCP connections.
     Churn(Box<Churn>),
+    /// Requests over long TCP flows.
+    Requests(Box<Requests>),
     /// UDP.
     Datagrams(Datagrams),
     /// DNS.
@@ -38,7 +42,7 @@ pub enum Component {
 pub const TCP_PORT: u16 = 443;
 
 /// The part of `total` that falls to one of `workers`.
-fn part(total: u32, worker: u32, workers: u32) -> usize {
+pub fn part(total: u32, worker: u32, workers: u32) -> usize {
     (total / workers + u32::from(worker < total % workers)) as usize
 }
 
@@ -55,6 +59,7 @@ impl Component {
         let stream = u64::from(worker) << 32 | (index as u64) << 8;
         let rng = |n| Rng::new(spec.seed, stream | n);
         let (worker_id, component) = (worker as u8, index as u8);
+        let resets = spec.components[index].upstream().resets();
         let shape = |segment: u32| Shape {
             worker: worker_id,
             component,
@@ -62,6 +67,7 @@ impl Component {
             mss: [spec.settings.mtu - 40, spec.settings.mtu - 60],
             segment,
             sums: PayloadSums::new(pattern, segment as usize),
+            resets,
         };
         let clients = |count: u32, segment, v6_ratio, spare| {
             let count = part(count, worker, spec.workers);
@@ -75,6 +81,10 @@ impl Component {
             spec::Component::TcpChurn(c) => {
                 let clients = clients(c.concurrent, c.segment_bytes, c.v6_ratio, CHURN_SLOTS);
                 Self::Churn(Box::new(Churn::new(c.clone(), clients, rng(2))))
+            }
+            spec::Component::TcpRequest(c) => {
+                let clients = clients(c.flows, c.request_bytes, c.v6_ratio, 1);
+                Self::Requests(Box::new(Requests::new(c.clone(), clients)))
             }
             spec::Component::Udp(c) => {
                 let count = part(c.flows, worker, spec.workers);
@@ -91,6 +101,7 @@ impl Component {
         match self {
             Self::Stream(c) => c.clients().flows.is_empty(),
             Self::Churn(c) => c.clients().flows.is_empty(),
+            Self::Requests(c) => c.clients().flows.is_empty(),
             Self::Datagrams(c) => c.is_empty(),
             Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => false,
         }
@@ -100,6 +111,7 @@ impl Component {
     pub fn set_up(&mut self, link: &mut Link<'_>) -> bool {
         match self {
             Self::Stream(c) => c.set_up(link),
+            Self::Requests(c) => c.set_up(link),
             Self::Churn(_) | Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => true,
         }
     }
@@ -110,6 +122,7 @@ impl Component {
         match self {
             Self::Stream(c) => c.send(link),
             Self::Churn(c) => c.send(link),
+            Self::Requests(c) => c.send(link),
             Self::Datagrams(c) => c.send(link),
             Self::Queries(c) => c.send(link),
             Self::Malformed(c) => c.send(link),
@@ -131,8 +144,9 @@ impl Component {
                     c.note(at, event);
                 }
             }
+            Self::Requests(c) => c.handle(reply, link),
             Self::Datagrams(c) => c.handle(reply, link),
-            Self::Queries(_) => Queries::handle(reply, link),
+            Self::Queries(c) => c.handle(reply, link),
             Self::Malformed(_) | Self::SynFlood(_) => {}
         }
     }
@@ -157,6 +171,7 @@ impl Component {
         match self {
             Self::Stream(c) => Some(c.clients()),
             Self::Churn(c) => Some(c.clients()),
+            Self::Requests(c) => Some(c.clients()),
             Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => None,
         }
     }
@@ -166,6 +181,7 @@ impl Component {
             match self {
                 Self::Stream(c) => c.note(event),
                 Self::Churn(c) => c.note(at, event),
+                Self::Requests(c) => c.note(at, event),
                 Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => {}
             }
         }
@@ -176,7 +192,37 @@ impl Component {
         match self {
             Self::Stream(c) => c.drain(give_up, link),
             Self::Churn(c) => c.drain(give_up, link),
-            Self::Datagrams(_) | Self::Queries(_) | Self::Malformed(_) | Self::SynFlood(_) => true,
+            Self::Requests(c) => c.drain(give_up, link),
+            Self::Datagrams(c) => c.drain(give_up, link),
+            Self::Queries(c) => c.drain(give_up, link),
+            Self::Malformed(_) | Self::SynFlood(_) => true,
+        }
+    }
+
+    /// Datagrams sent with a number, and what came back, for those kinds that have some.
+    pub fn exchange(&self) -> Option<(u64, &Replies)> {
+        match self {
+            Self::Datagrams(c) => Some(c.exchange()),
+            Self::Queries(c) => Some(c.exchange()),
+            _ => None,
+        }
+    }
+
+    /// From the due time of what was sent in the window until its reply was read, for those kinds that have replies.
+    pub fn latency(&self) -> Option<&Recorder> {
+        match self {
+            Self::Requests(c) => Some(&c.latency),
+            _ => self.exchange().map(|(_, replies)| &replies.latency),
+        }
+    }
+
+    /// The measured window begins or ends now, for what is due from then on.
+    pub fn measure(&mut self, begin: Option<u64>, end: Option<u64>) {
+        match self {
+            Self::Requests(c) => c.measure(begin, end),
+            Self::Datagrams(c) => c.replies().measure(begin, end),
+            Self::Queries(c) => c.replies().measure(begin, end),
+            Self::Stream(_) | Self::Churn(_) | Self::Malformed(_) | Self::SynFlood(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::device_ring::Producer;
 use crate::generator::packets::Pattern;
+use crate::truth::{Damage, StreamTotals};
 
 /// Record flag: not a packet but a mark between two phases of a run, whose number is in the low bits.
 pub const FLAG_MARK: u32 = 1;
@@ -67,6 +68,22 @@ pub struct Counters {
     pub refused: u64,
     /// Connections given up after too many retransmissions.
     pub aborted: u64,
+    /// Connections that were reset although their upstream does not do that.
+    pub reset: u64,
+    /// Requests for the peer's window after it had been closed for long.
+    pub window_probes: u64,
+    /// Segments received once more: retransmissions of the core, none of which this device makes necessary.
+    pub repeated: u64,
+    /// Segments received ahead of one that had not come.
+    pub gaps: u64,
+    /// Payload bytes received in order, each byte once.
+    pub payload_received: u64,
+    /// What ended flows have sent; of the whole phase, as the next two are.
+    pub up: StreamTotals,
+    /// What they have received.
+    pub down: StreamTotals,
+    /// Bytes received that the upstream has not sent there.
+    pub damage: Damage,
 }
 
 /// The way out of a generator for the time of one packet or one iteration.

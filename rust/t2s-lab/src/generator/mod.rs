@@ -16,6 +16,7 @@ pub mod link;
 pub mod malformed;
 pub mod packets;
 pub mod placement;
+pub mod requests;
 pub mod rng;
 pub mod schedule;
 pub mod slot;
@@ -35,7 +36,9 @@ use crate::generator::placement::Placement;
 use crate::generator::rng::Rng;
 use crate::generator::schedule::Schedule;
 use crate::generator::slot::Slot;
+use crate::measure::recorder::Recorder;
 use crate::spec::{Phase, PhaseSpec};
+use crate::truth::SequenceCounts;
 
 /// Packets that one iteration sends at most, so that replies are read in between.
 const SEND_BUDGET: u32 = 64;
@@ -68,6 +71,9 @@ const SET_UP_LIMIT: u64 = 10_000_000_000;
 /// Time for flows to close by themselves at the end, nanoseconds; what is left then is reset.
 const DRAIN_LIMIT: u64 = 3_000_000_000;
 
+/// The same behind a link that loses packets, where a flow may need several timeouts; the time is virtual.
+const DRAIN_LIMIT_LINK: u64 = 60_000_000_000;
+
 /// Time for resets to arrive after that, nanoseconds.
 const GIVE_UP_LIMIT: u64 = 500_000_000;
 
@@ -96,7 +102,7 @@ struct Entry {
     component: Component,
     /// Blocked packets are not intended.
     limited: bool,
-    /// Turns by weight in the capacity phase: the smallest goes next.
+    /// Takes by weight in the capacity phase: the smallest goes next.
     pass: f64,
     stride: f64,
     /// Since when it has been blocked in the capacity phase.
@@ -120,6 +126,21 @@ pub struct Window {
     pub total: Counters,
 }
 
+/// What a generator's numbered datagrams came to, over the whole phase.
+#[derive(Clone, Debug, Default)]
+pub struct Exchange {
+    /// Datagrams sent that must arrive.
+    pub sent: u64,
+    /// Replies to them.
+    pub replies: SequenceCounts,
+    /// From the due time of what was sent in the window until its reply was read, for each component of the phase.
+    pub latency: Vec<Option<Recorder>>,
+    /// How the ways of replies differ from those before them.
+    pub jitter: Recorder,
+    /// Packets that were for no client.
+    pub strangers: u64,
+}
+
 /// The generator of one worker.
 pub struct Generator {
     entries: Vec<Entry>,
@@ -134,6 +155,7 @@ pub struct Generator {
     open_loop: bool,
     warmup_ns: u64,
     total_ns: u64,
+    drain_limit: u64,
     epoch: u64,
     /// Due times of what is built and not published yet; nothing else may be written to the ring until then.
     built: VecDeque<u64>,
@@ -186,6 +208,7 @@ impl Generator {
             open_loop: spec.phase == Phase::Load,
             warmup_ns: nanos(spec.warmup_seconds),
             total_ns: nanos(spec.warmup_seconds + spec.seconds),
+            drain_limit: if spec.link.is_some() { DRAIN_LIMIT_LINK } else { DRAIN_LIMIT },
             epoch: 0,
             built: VecDeque::with_capacity(BUILT),
             begun: None,
@@ -209,6 +232,20 @@ impl Generator {
     /// What the window counted; whole after [`Generator::is_done`].
     pub fn window(&self) -> Window {
         Window { total: self.counters, ..self.window }
+    }
+
+    /// What the datagrams of all components came to; whole after [`Generator::is_done`].
+    pub fn exchange(&self) -> Exchange {
+        let mut exchange = Exchange { strangers: self.strangers, ..Exchange::default() };
+        for (sent, replies) in self.entries.iter().filter_map(|entry| entry.component.exchange()) {
+            exchange.sent += sent;
+            exchange.replies.merge(&replies.tracker.counts);
+            exchange.jitter.merge(&replies.jitter);
+        }
+        // By component of the phase, so that all generators have them in the same places.
+        let latency = |&at: &usize| self.entries.get(at).and_then(|entry| entry.component.latency()).cloned();
+        exchange.latency = self.by_component.iter().map(latency).collect();
+        exchange
     }
 
     /// When the next scheduled packet is due, nanoseconds of the lab's clock; `None` when none is scheduled.
@@ -339,6 +376,7 @@ impl Generator {
                 return;
             }
             self.begun = Some(self.counters);
+            self.entries.iter_mut().for_each(|entry| entry.component.measure(Some(now), None));
             self.window.span.0 = now;
             self.window.payload_before = self.counters.payload;
             self.window.intended = 0;
@@ -355,6 +393,7 @@ impl Generator {
 
     fn end_window(&mut self, now: u64, elapsed: u64) {
         self.stage = Stage::Drain { since: now, next_pass: now };
+        self.entries.iter_mut().for_each(|entry| entry.component.measure(None, Some(now)));
         let Some(begun) = self.begun else { return };
         self.window.span.1 = now;
         self.window.counters = self.counters.since(&begun);
@@ -479,13 +518,14 @@ impl Generator {
             return;
         }
         let elapsed = now.saturating_sub(since);
+        let limit = self.drain_limit;
         let mut closed = true;
         for entry in &mut self.entries {
             let (counters, pattern) = (&mut self.counters, &self.pattern);
             let mut link = Link { ring: &mut *ring, now_ns: now, due_ns: now, pattern, counters };
-            closed &= entry.component.drain(elapsed > DRAIN_LIMIT, &mut link);
+            closed &= entry.component.drain(elapsed > limit, &mut link);
         }
-        self.stage = if closed || elapsed > DRAIN_LIMIT + GIVE_UP_LIMIT {
+        self.stage = if closed || elapsed > limit + GIVE_UP_LIMIT {
             Stage::End
         } else {
             Stage::Drain { since, next_pass: now + DRAIN_PASS }
@@ -511,6 +551,14 @@ impl Counters {
             closed: self.closed - earlier.closed,
             refused: self.refused - earlier.refused,
             aborted: self.aborted - earlier.aborted,
+            reset: self.reset - earlier.reset,
+            window_probes: self.window_probes - earlier.window_probes,
+            repeated: self.repeated - earlier.repeated,
+            gaps: self.gaps - earlier.gaps,
+            payload_received: self.payload_received - earlier.payload_received,
+            up: self.up,
+            down: self.down,
+            damage: self.damage,
         }
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! The codecs here share no code with the core's, so that each checks the other. Headers are written field by field
 //! over constant sums (addresses, payload pattern); single changed words are patched by RFC 1624. Payload is a pattern
-//! with a period of 256 bytes over the stream offset, so that any byte at any place can be checked by whoever receives
-//! it.
+//! over the stream offset, so that any byte at any place can be checked by whoever receives it.
 
 use crate::generator::address::{FlowAddresses, client_of};
+use crate::generator::rng::Rng;
 
 /// TCP flag bits (RFC 9293, section 3.1).
 pub mod flag {
@@ -38,10 +38,14 @@ pub mod protocol {
 /// Bytes of a TCP header with the timestamp option, NOP-padded (RFC 7323, appendix A).
 pub const TCP_TIMESTAMP_HEADER: usize = 32;
 
-/// Period of the payload pattern, bytes.
-pub const PERIOD: usize = 256;
+/// Period of the payload pattern, bytes: longer than what is on its way in most flows, so that bytes from another place
+/// are other bytes, and small enough to stay in a cache. A power of two, since stream offsets wrap at 2^32.
+pub const PERIOD: usize = 1 << 14;
 
-/// The payload of every stream: byte `n` of a stream is `pattern[n % 256]`.
+/// Bytes that can be had from the pattern at once.
+pub const LONGEST: usize = 65_536;
+
+/// The payload of every stream: byte `n` of a stream is `pattern[(start + n) % PERIOD]`, where the start is the flow's.
 pub struct Pattern {
     bytes: Box<[u8]>,
 }
@@ -49,34 +53,35 @@ pub struct Pattern {
 impl Pattern {
     /// A pattern long enough for one packet at any phase.
     pub fn new() -> Self {
-        let bytes = (0..65_536 + PERIOD).map(|at| Self::byte(at as u64)).collect();
-        Self { bytes }
+        let mut rng = Rng::new(0x7432_7330, 0);
+        let mut bytes: Vec<u8> = (0..PERIOD / 8).flat_map(|_| rng.next_u64().to_le_bytes()).collect();
+        for at in 0..LONGEST {
+            bytes.push(bytes[at]);
+        }
+        Self { bytes: bytes.into_boxed_slice() }
     }
 
-    /// The byte at a stream offset; every value occurs once in a period.
-    #[inline]
-    pub const fn byte(offset: u64) -> u8 {
-        (offset as u8).wrapping_mul(167).wrapping_add(13)
-    }
-
-    /// `len` bytes from a stream offset; `len` is at most 65,536.
+    /// `len` bytes from a stream offset; `len` is at most [`LONGEST`].
     #[inline]
     pub fn at(&self, offset: u64, len: usize) -> &[u8] {
         let phase = offset as usize % PERIOD;
         &self.bytes[phase..phase + len]
     }
 
-    /// Whether `bytes` can stand at `offset`: first and last byte, which any shift by less than a period fails.
+    /// Whether `bytes` stand at `offset`, every one of them.
     #[inline]
-    pub fn matches_ends(bytes: &[u8], offset: u64) -> bool {
-        match bytes {
-            [] => true,
-            [only] => *only == Self::byte(offset),
-            // Both are read at once: where they are not cached, the second comes with the first.
-            [first, .., last] => {
-                (*first == Self::byte(offset)) & (*last == Self::byte(offset + bytes.len() as u64 - 1))
-            }
-        }
+    pub fn matches(&self, bytes: &[u8], offset: u64) -> bool {
+        bytes.len() <= LONGEST && same(self.at(offset, bytes.len()), bytes)
+    }
+}
+
+/// Whether two slices of one length are equal: few bytes by two loads that may overlap, which a call would outweigh.
+#[inline]
+fn same(a: &[u8], b: &[u8]) -> bool {
+    match a.len() {
+        8..=16 => a.first_chunk::<8>() == b.first_chunk() && a.last_chunk::<8>() == b.last_chunk(),
+        4..=7 => a.first_chunk::<4>() == b.first_chunk() && a.last_chunk::<4>() == b.last_chunk(),
+        _ => a == b,
     }
 }
 
@@ -89,17 +94,24 @@ impl Default for Pattern {
 /// Sums of payloads of one length at each phase of the pattern.
 pub struct PayloadSums {
     len: usize,
-    sums: Box<[u16; PERIOD]>,
+    sums: Box<[u16]>,
 }
 
 impl PayloadSums {
     /// Sums for payloads of `len` bytes.
     pub fn new(pattern: &Pattern, len: usize) -> Self {
-        let mut sums = Box::new([0; PERIOD]);
-        for (phase, sum) in sums.iter_mut().enumerate() {
-            *sum = fold(sum_of(pattern.at(phase as u64, len)));
+        // Sums of every second byte below a place: a payload's high and low bytes are differences of two of them.
+        let mut below = vec![0_u32; pattern.bytes.len() + 2];
+        for (at, &byte) in pattern.bytes.iter().enumerate() {
+            below[at + 2] = below[at] + u32::from(byte);
         }
-        Self { len, sums }
+        let every_second = |from: usize, count: usize| u64::from(below[from + 2 * count] - below[from]);
+        let sum = |phase: usize| {
+            let (high, low) = (every_second(phase, len.div_ceil(2)), every_second(phase + 1, len / 2));
+            let sum = 256 * high + low;
+            fold((sum & 0xffff) as u32 + (sum >> 16) as u32)
+        };
+        Self { len, sums: (0..PERIOD).map(sum).collect() }
     }
 
     /// The sum of `len` bytes from `offset`: a look-up for the usual length, computed for others.
@@ -550,9 +562,10 @@ mod tests {
         for offset in [0, 1, 255, 256, 1_000_003] {
             for len in [0, 1, 98, 99, 1400] {
                 assert_eq!(sums.get(&pattern, offset, len), fold(sum_of(pattern.at(offset, len))));
-                assert!(Pattern::matches_ends(pattern.at(offset, len), offset));
+                assert!(pattern.matches(pattern.at(offset, len), offset));
             }
-            assert!(!Pattern::matches_ends(pattern.at(offset, 50), offset + 1));
+            assert!(!pattern.matches(pattern.at(offset, 50), offset + 1));
+            assert!(!pattern.matches(pattern.at(offset, 50), offset + 256), "a byte's worth apart is another place");
         }
     }
 

@@ -25,6 +25,8 @@ pub struct LoopStall {
     pub wall_ns: u64,
     /// Part of it that the thread was off the CPU.
     pub off_cpu_ns: u64,
+    /// Part of that which began with the thread's own sleep or wait, for a lock say: the core's, not the machine's.
+    pub waited_ns: u64,
 }
 
 /// Time between two readings of the CPU clock and the count of sleeps, nanoseconds: 0.3 % of the thread.
@@ -76,6 +78,8 @@ pub struct LoopTimer {
     pub max_on_cpu: u64,
     /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
+    /// Longest time off the CPU in one iteration in which the thread had slept or waited by itself.
+    pub max_waited: u64,
     /// Iterations above the limit.
     pub stalls: Vec<LoopStall>,
     /// Time by part.
@@ -98,6 +102,7 @@ impl LoopTimer {
             recorder: Recorder::new(),
             max_on_cpu: 0,
             max_off_cpu: 0,
+            max_waited: 0,
             stalls: Vec::with_capacity(ALARMS),
             parts: [0; 4],
         }
@@ -169,13 +174,21 @@ impl LoopTimer {
         let off_cpu = stamps[4].saturating_sub(read_before).saturating_sub(on_cpu).saturating_sub(gaps).min(wall);
         self.max_off_cpu = self.max_off_cpu.max(off_cpu);
         self.max_on_cpu = self.max_on_cpu.max(wall - off_cpu);
+        let waited = if self.sleeps == sleeps_before { 0 } else { off_cpu };
+        self.max_waited = self.max_waited.max(waited);
         if wall > self.limit && self.stalls.len() < ALARMS {
             let part = |at: usize| stamps[at + 1].saturating_sub(stamps[at]);
             let longest = (0..4).max_by_key(|&at| part(at)).unwrap_or(0);
             let at_ms = (stamps[0] as i64 - self.origin as i64) / 1_000_000;
-            self.stalls.push(LoopStall { at_ms, stage: Part::NAMES[longest], wall_ns: wall, off_cpu_ns: off_cpu });
+            self.stalls.push(LoopStall {
+                at_ms,
+                stage: Part::NAMES[longest],
+                wall_ns: wall,
+                off_cpu_ns: off_cpu,
+                waited_ns: waited,
+            });
         }
-        if self.sleeps == sleeps_before { off_cpu } else { 0 }
+        off_cpu - waited
     }
 }
 
@@ -226,6 +239,7 @@ mod tests {
         let end = clock();
         assert_eq!(timer.record(&[start, start, end, end, end]), 0);
         assert!(timer.max_off_cpu > 1_000_000, "{}", timer.max_off_cpu);
+        assert_eq!(timer.max_waited, timer.max_off_cpu);
         // A time in which it neither ran nor slept.
         let later = end + 20_000_000;
         assert!(timer.record(&[end, end, later, later, later]) > 19_000_000);

@@ -1,8 +1,8 @@
 //! Reads pcap and pcapng files into IP packets with times.
 //!
-//! Promises: any byte order and time resolution that the formats know; link headers are stripped; what the capturing machine
-//! left to its device (lengths of super-segments, checksums) is completed. Refuses: link types
-//! without a plain way to an IP packet, files that are neither format, and captures beyond [`MAX_BYTES`].
+//! Promises: any byte order and time resolution that the formats know; link headers are stripped; what the capturing
+//! machine left to its device (lengths of super-segments, checksums) is completed. Refuses: link types without a plain
+//! way to an IP packet, files that are neither format, and captures beyond [`MAX_BYTES`].
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};

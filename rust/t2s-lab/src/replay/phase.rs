@@ -20,10 +20,11 @@ use crate::measure::clock::{self, now_ns};
 use crate::measure::recorder::Recorder;
 use crate::measure::sampler::{Gauge, Sampler};
 use crate::result::{
-    CpuResult, FlowMapResult, GeneratorResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult, RssResult,
-    StageResult,
+    CpuResult, FlowMapResult, GeneratorResult, HeapResult, LoopResult, PhaseResult, PoolResult, ReassemblyResult,
+    RssResult, StageResult,
 };
 use crate::spec::{Phase, Settings, SpecError};
+use crate::summary::without_clock;
 use t2s_core::config::Reassembly;
 use t2s_sys::clock::thread_cpu_nanos;
 use t2s_sys::memory::MAPPED;
@@ -225,6 +226,9 @@ impl Sums {
         for (sum, nanos) in self.stages.nanos.iter_mut().zip(stats.stages.nanos) {
             *sum += nanos;
         }
+        for (sum, marks) in self.stages.marks.iter_mut().zip(stats.stages.marks) {
+            *sum += marks;
+        }
         self.stages.packets += stats.stages.packets;
         self.payload_up += pass.flows.iter().map(|flow| flow.bytes_up).sum::<u64>();
         self.payload_sent += pass.flows.iter().map(|flow| flow.bytes_sent).sum::<u64>();
@@ -321,12 +325,19 @@ fn result(
         intended: watch.offered,
         offered: watch.offered,
         forwarded: watch.accepted,
+        dropped: watch.offered - watch.accepted,
+        unsent: 0,
+        // A capture has no second end that could miss a packet.
         lost: watch.offered - watch.accepted,
+        truth: None,
         lost_by_reason: named.clone(),
         invalid: (sums.corrupt > 0).then(|| format!("{} replies were broken: the core has a bug", sums.corrupt)),
         latency: watch.latency.distribution(),
         undisturbed: watch.latency.distribution(),
         service_time: service.clone(),
+        reply_latency: None,
+        reply_jitter: None,
+        reply_latency_by_component: Vec::new(),
         latency_slices: Vec::new(),
         undisturbed_slices: Vec::new(),
         service_time_slices: Vec::new(),
@@ -335,6 +346,7 @@ fn result(
         payload_offered: sums.payload_sent,
         payload_forwarded: sums.payload_up,
         payload_window: sums.payload_up,
+        payload_window_down: 0,
         connections_opened: sums.opened,
         connections_closed: sums.closed,
         connections_refused: sums.refused,
@@ -370,22 +382,27 @@ fn result(
             max_wall_ns: service.max,
             max_on_cpu_ns: service.max,
             max_off_cpu_ns: 0,
+            max_waited_ns: 0,
             stalls: Vec::new(),
             hist: service,
         },
         cpu: CpuResult {
             engine_ns: engine,
             idle_poll_ns: 0,
+            checking_ns: 0,
             percent: engine as f64 / (seconds.max(1e-9) * 1e7),
             windows: watch.sampler.windows.clone(),
             ns_per_packet: engine as f64 / watch.offered.max(1) as f64,
         },
         rss: RssResult { samples: watch.sampler.rss.clone() },
+        heap: HeapResult::default(),
+        fds_left: 0,
         stages: Stage::ALL
             .iter()
             .map(|&stage| {
                 let ns = sums.stages.nanos[stage as usize];
-                (stage.name(), StageResult { ns, samples: sums.stages.packets })
+                let marks = sums.stages.marks[stage as usize];
+                (stage.name(), StageResult { ns: without_clock(ns, marks), samples: sums.stages.packets, marks })
             })
             .collect(),
         drops: named,
@@ -397,5 +414,7 @@ fn result(
         },
         timers_after_drain: sums.timers,
         clock: clock::facts(),
+        lockstep: None,
+        result_digest: None,
     }
 }

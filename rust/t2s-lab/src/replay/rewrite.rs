@@ -6,8 +6,8 @@ use t2s_core::wire::tcp::{Flags, Options, SeqNumber, Tcp, TcpRepr};
 use t2s_core::wire::{self, protocol};
 
 /// Completes what the capturing machine left to its device, as its own packets show in a capture: the length of a
-/// super-segment (0 in the header), the checksum of the IPv4 header (0), and that of the transport (0, or the sum of the
-/// pseudo-header alone). Other wrong values stay wrong, they are part of what was sent.
+/// super-segment (0 in the header), the checksum of the IPv4 header (0), and that of the transport (0, or the sum of
+/// the pseudo-header alone). Other wrong values stay wrong, they are part of what was sent.
 pub(super) fn complete(packet: &mut [u8]) {
     complete_length(packet);
     complete_checksum(packet);

@@ -5,6 +5,8 @@
 //! a packet's service time is that of its whole iteration. While the device's way out is full nothing is read: the ring
 //! fills, and packets are late instead of lost.
 
+pub mod fault;
+pub mod harness;
 pub mod null;
 pub mod upstream;
 
@@ -20,14 +22,15 @@ use t2s_core::wire::virtio::F_NEEDS_CSUM;
 
 use crate::device_ring::{Consumer, Producer};
 use crate::generator::link::{FLAG_GSO_SHIFT, FLAG_MARK, FLAG_PARTIAL_CHECKSUM, Mark};
-use crate::measure::clock::now_ns;
 use crate::measure::loop_time::{LoopTimer, Part};
 use crate::measure::recorder::Recorder;
 use crate::measure::slices::{Slice, Sliced};
 use crate::measure::stall::{LastStall, StallDetector};
 use crate::spec::{Component, PhaseSpec};
-use crate::worker::upstream::Upstreams;
-use t2s_sys::clock::thread_cpu_nanos;
+use crate::truth::SequenceCounts;
+use crate::worker::harness::{Egress, Harness, Plain};
+use crate::worker::upstream::{Arrivals, Upstreams};
+use t2s_sys::heap::{HeapCounts, thread_heap};
 
 /// Packets of one iteration: enough to share locks and acknowledgements, few enough to keep an iteration below 100 µs.
 pub const BUDGET: usize = 64;
@@ -50,6 +53,9 @@ const PACKETS_FIRST: u64 = 20_000;
 /// once are better.)
 const TIMERS: usize = 1;
 
+/// Getting ready takes less than this, nanoseconds, or it is an iteration's time like any other.
+const READY: u64 = 1_000;
+
 /// A gap between two empty polls longer than this was spent off the CPU, nanoseconds.
 const POLL_GAP: u64 = 20_000;
 
@@ -69,14 +75,18 @@ pub struct Snapshot {
     pub cpu: u64,
     /// Its part of empty polls.
     pub idle: u64,
-    /// Payload bytes taken upstream.
+    /// Payload bytes taken upstream that were right and new.
     pub accepted: u64,
+    /// Time that the upstream spent comparing them, part of `cpu`.
+    pub checking: u64,
     /// Packets read from the device.
     pub packets: u64,
     /// Packets for which there was no buffer.
     pub no_buffer: u64,
     /// Packets that belonged to other workers.
     pub foreign: u64,
+    /// What the worker's thread holds.
+    pub heap: Option<HeapCounts>,
 }
 
 /// What one worker measured.
@@ -104,18 +114,28 @@ pub struct Report {
     pub max_on_cpu: u64,
     /// Longest time off the CPU in one iteration.
     pub max_off_cpu: u64,
+    /// The same where the thread had slept or waited by itself.
+    pub max_waited: u64,
     /// Iterations above the limit.
     pub stalls: Vec<crate::measure::loop_time::LoopStall>,
     /// Time by part of the loop.
     pub parts: BTreeMap<&'static str, u64>,
-    /// Bytes that did not arrive as sent.
+    /// Slices and datagrams that did not arrive as sent.
     pub corrupt: u64,
+    /// What arrived upstream and what left it, over the whole phase.
+    pub arrivals: Arrivals,
+    /// Numbered datagrams that arrived upstream.
+    pub datagrams: SequenceCounts,
     /// Datagrams lost in the simulated upstream.
     pub overrun: u64,
 }
 
-/// The worker of one generator.
-pub struct Worker {
+/// The worker of one generator, with what stands around its core.
+pub struct Worker<H = Plain> {
+    /// What stands around the core.
+    pub harness: H,
+    /// Bytes that the thread held before.
+    heap_before: Option<HeapCounts>,
     stack: Stack,
     pool: Pool,
     map: Arc<WorkerMap>,
@@ -154,7 +174,7 @@ pub struct Iteration {
     pub ended: bool,
 }
 
-impl Worker {
+impl<H: Harness> Worker<H> {
     /// Worker number `worker` of this phase; its `generator` tells of stalls.
     pub fn new(
         spec: &PhaseSpec,
@@ -163,14 +183,18 @@ impl Worker {
         map: &Arc<WorkerMap>,
         worker: usize,
         generator: Arc<LastStall>,
+        harness: H,
     ) -> Self {
+        let heap_before = thread_heap();
         let limit = (spec.settings.loop_stall_ms * 1e6) as u64;
         let mtu = usize::from(config.mtu);
         Self {
-            stack: Stack::for_worker(config, pool, map, worker, Instant::from_nanos(now_ns())),
+            heap_before,
+            stack: Stack::for_worker(config, pool, map, worker, Instant::from_nanos(harness.clock())),
+            harness,
             pool: pool.clone(),
             map: Arc::clone(map),
-            upstreams: Upstreams::new(&spec.components),
+            upstreams: Upstreams::new(spec, worker, H::REAL_TIME),
             batch: Vec::with_capacity(BUDGET),
             dues: Vec::with_capacity(BUDGET),
             mtu,
@@ -204,6 +228,15 @@ impl Worker {
         self.idle_ns
     }
 
+    /// What the thread has allocated since `paused` is not the worker's: others share its thread.
+    pub fn exclude_heap(&mut self, paused: Option<HeapCounts>) {
+        if let (Some(before), Some(paused), Some(now)) = (&mut self.heap_before, paused, thread_heap()) {
+            let others = now.since(paused);
+            before.allocations += others.allocations;
+            before.bytes += others.bytes;
+        }
+    }
+
     /// One iteration of the loop, begun at `now`.
     #[inline]
     pub fn iterate(&mut self, now: u64, device: &mut Consumer, out: &mut Producer) -> Iteration {
@@ -214,17 +247,23 @@ impl Worker {
         let since = now.saturating_sub(if read > 0 { PACKETS_FIRST } else { 0 });
         let timers = since >= self.next_timer_look;
         let delays = self.upstreams.next_due().is_some_and(|due| due <= since);
-        if read == 0 && mark.is_none() && !timers && !delays && out.fits(LARGEST) {
+        let kept = H::WRAPS && self.harness.is_due(now);
+        if read == 0 && mark.is_none() && !timers && !delays && !kept && out.fits(LARGEST) {
             self.note_poll(now);
             return Iteration { worked: false, ended: false };
         }
         self.last_poll = None;
         let at = Instant::from_nanos(now);
-        let stamp = |timer: &LoopTimer| if timer.by_part() { now_ns() } else { now };
         let mut stamps = [now; 5];
-        stamps[1] = stamp(&self.loop_timer);
+        stamps[1] = self.stamp(now);
         if read > 0 {
+            if H::WRAPS {
+                self.harness.ingress(now, &mut self.batch, &mut self.stack);
+            }
             self.stack.handle_batch(at, &mut self.batch);
+            if H::WRAPS {
+                self.harness.worked(now, read, &mut self.stack, &self.map);
+            }
         }
         if timers {
             self.next_timer_look = now + TIMER_LOOK;
@@ -237,23 +276,30 @@ impl Worker {
                 }
             }
         }
-        stamps[2] = stamp(&self.loop_timer);
+        stamps[2] = self.stamp(now);
+        let checked = self.upstreams.checking.ns;
         self.serve_upstreams(now, delays);
-        stamps[3] = stamp(&self.loop_timer);
+        // Comparing is the lab's own work, and nobody's time.
+        stamps[3] = (self.stamp(now) - (self.upstreams.checking.ns - checked)).max(stamps[2]);
         let sent = self.transmit(now, out);
         device.release();
-        stamps[4] = now_ns();
+        stamps[4] = self.harness.clock();
         let worked = read > 0 || sent > 0 || delays;
         self.stall_detector.end(stamps[4], read == 0);
+        let mut end = stamps[4];
         if worked && self.measuring {
+            stamps[4] = (end - (self.upstreams.checking.ns - checked)).max(stamps[3]);
             self.record(&stamps);
         }
-        let mut end = stamps[4];
         if read > 0 {
             // Nobody waits now. A buffer that comes out of a deep queue has left the cache long ago.
             self.stack.pool().prefetch(self.mtu);
-            if self.stack.prepare() {
-                end = self.prepared(end);
+            let grew = self.stack.prepare();
+            self.harness.prepare(read);
+            let ready = self.harness.clock();
+            if grew || ready > end + READY {
+                self.prepared(end, ready);
+                end = ready;
             }
         }
         self.dues.clear();
@@ -306,6 +352,9 @@ impl Worker {
     fn transmit(&mut self, now: u64, out: &mut Producer) -> usize {
         let at = Instant::from_nanos(now);
         let mut sent = 0;
+        if H::WRAPS {
+            self.harness.release(now, out);
+        }
         loop {
             while out.fits(LARGEST) {
                 let Some(packet) = self.stack.poll_transmit(at) else { break };
@@ -315,7 +364,9 @@ impl Worker {
                     | if partial { FLAG_PARTIAL_CHECKSUM } else { 0 };
                 if let Some(room) = out.reserve(len) {
                     packet.copy_to(room);
-                    out.commit(len, now, flags);
+                    if !H::WRAPS || self.harness.egress(now, room, flags) == Egress::Send {
+                        out.commit(len, now, flags);
+                    }
                 }
                 sent += 1;
             }
@@ -354,17 +405,21 @@ impl Worker {
         }
     }
 
-    /// Since `begin`, when an iteration ended, the core has got memory ready: time of its own, not a stall of the
-    /// machine that would excuse the packets that waited meanwhile. Returns when that ended.
+    /// The time, if iterations are timed by part.
+    #[inline]
+    fn stamp(&self, now: u64) -> u64 {
+        if self.loop_timer.by_part() { self.harness.clock() } else { now }
+    }
+
+    /// From `begin`, when an iteration ended, until `end` the core has got ready for the next: time of its own, not a
+    /// stall of the machine that would excuse the packets that waited meanwhile.
     #[cold]
-    fn prepared(&mut self, begin: u64) -> u64 {
-        let end = now_ns();
+    fn prepared(&mut self, begin: u64, end: u64) {
         self.stall_detector.end(end, false);
         if self.measuring {
             let put_off = self.loop_timer.record(&[begin, begin, end, end, end]);
             self.stall_detector.put_off(put_off, end);
         }
-        end
     }
 
     #[inline]
@@ -383,12 +438,15 @@ impl Worker {
             Mark::Begin => {
                 self.marks[0] = self.snapshot();
                 self.measuring = true;
+                self.upstreams.begin(now);
                 self.loop_timer.begin(now);
+                self.harness.begin(now);
                 self.slice_ends = now.saturating_add(self.slice_ns);
             }
             Mark::Drain => {
                 self.marks[1] = self.snapshot();
                 self.measuring = false;
+                self.upstreams.measuring = false;
                 self.upstreams.release_all(now, &mut self.stack);
             }
             Mark::End => {}
@@ -400,12 +458,14 @@ impl Worker {
             stack: self.stack.stats(),
             pool: self.pool.stats(),
             map: self.map.stats(),
-            cpu: thread_cpu_nanos(),
+            cpu: self.harness.cpu(),
             idle: self.idle_ns,
             accepted: self.upstreams.accepted,
+            checking: self.upstreams.checking.ns,
             packets: self.packets,
             no_buffer: self.no_buffer,
             foreign: self.foreign,
+            heap: thread_heap().zip(self.heap_before).map(|(now, before)| now.since(before)),
         }
     }
 
@@ -442,14 +502,17 @@ impl Worker {
             latency: self.latency.finish(),
             undisturbed: self.undisturbed.finish(),
             service_time: self.service_time.finish(),
-            upstream_wait: self.upstreams.can_block.then_some(self.upstreams.wait),
+            upstream_wait: self.upstreams.can_block.then(|| self.upstreams.wait.clone()),
             measured: self.measured,
             iterations: self.loop_timer.recorder,
             max_on_cpu: self.loop_timer.max_on_cpu,
             max_off_cpu: self.loop_timer.max_off_cpu,
+            max_waited: self.loop_timer.max_waited,
             stalls: self.loop_timer.stalls,
             parts,
             corrupt: self.upstreams.corrupt,
+            arrivals: self.upstreams.arrivals,
+            datagrams: self.upstreams.datagrams_received(),
             overrun: self.upstreams.overrun,
         }
     }
@@ -460,6 +523,7 @@ pub fn largest_packet(components: &[Component]) -> usize {
     let largest = |component: &Component| match component {
         Component::TcpStream(c) => c.segment_bytes,
         Component::TcpChurn(c) => c.segment_bytes,
+        Component::TcpRequest(c) => c.request_bytes,
         Component::Udp(c) => c.payload_bytes,
         Component::Dns(_) | Component::Malformed(_) | Component::SynFlood(_) => 0,
     };

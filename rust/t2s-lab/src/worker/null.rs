@@ -46,6 +46,10 @@ impl NullDevice {
 
     fn answer(&self, packet: &[u8], replies: &mut Producer) {
         let Some((v6, protocol, upper)) = split_ip(packet) else { return };
+        // What is not the first fragment has no transport header (IPv6 ones are of another protocol here).
+        if !v6 && get_u16(packet, 6).is_some_and(|field| field & 0x1fff != 0) {
+            return;
+        }
         match protocol {
             protocol::TCP => {
                 if let Some(len) = acknowledgement_len(upper, v6)

@@ -11,6 +11,7 @@ use crate::core_config::config_of;
 use crate::device_ring::ring;
 use crate::generator::placement::Placement;
 use crate::generator::{Generator, Window};
+use crate::measure::clock::now_ns;
 use crate::spec::tests::phase;
 
 /// Runs a phase in steps of 2 µs of virtual time and checks that nothing is left and every byte was right.
@@ -22,7 +23,7 @@ fn run_spec(spec: &PhaseSpec) -> (Window, Report) {
     let pool = Pool::new(PoolConfig::default());
     let map = Arc::new(WorkerMap::new(&config_of(spec), 1, 1));
     let mut generator = Generator::new(spec, 0, &Placement::everywhere());
-    let mut worker = Worker::new(spec, config_of(spec), &pool, &map, 0, Arc::default());
+    let mut worker = Worker::new(spec, config_of(spec), &pool, &map, 0, Arc::default(), Plain);
     let (mut tx, mut device) = ring(1 << 19);
     let (mut out, mut rx) = ring(1 << 20);
     let control = Control::default();
@@ -147,11 +148,11 @@ fn back_pressure_reaches_the_client_and_memory_stays_bounded() {
 fn what_the_core_prepares_between_turns_is_no_stall_of_the_machine() {
     let spec = phase(r#"{"kind":"malformed","weight":1}"#);
     let (pool, map) = (Pool::new(PoolConfig::default()), Arc::new(WorkerMap::new(&config_of(&spec), 1, 1)));
-    let mut worker = Worker::new(&spec, config_of(&spec), &pool, &map, 0, Arc::default());
+    let mut worker = Worker::new(&spec, config_of(&spec), &pool, &map, 0, Arc::default(), Plain);
     worker.measuring = true;
     let began = now_ns() - 1_000_000;
     worker.stall_detector.end(began, false);
-    worker.prepared(began);
+    worker.prepared(began, began + 1_000_000);
     assert_eq!(worker.stall_detector.begin(began + 1_000_000), 0, "the worker was seen since");
     assert!(worker.loop_timer.recorder.quantile(1.0) >= 1_000_000, "the loop's time holds it");
 }

@@ -103,7 +103,7 @@ impl Flow {
     ) -> Option<u32> {
         let ends = self.ends(shape);
         let fields = self.fields(link, self.nxt, flag::ACK | flag::PSH);
-        let (offset, ip) = (self.offset(self.nxt), ip_header_len(ends.v6));
+        let (offset, ip) = (self.offset(shape, self.nxt), ip_header_len(ends.v6));
         let header = ip + fields.header_len();
         let upper = fields.header_len() + len as usize;
         let first = cut(upper)?;

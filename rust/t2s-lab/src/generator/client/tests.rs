@@ -3,7 +3,7 @@
 use super::*;
 use crate::device_ring::{Consumer, Producer, ring};
 use crate::generator::link::Counters;
-use crate::generator::packets::{Upper, parse_reply};
+use crate::generator::packets::{Pattern, Upper, parse_reply};
 
 struct Bench {
     shape: Shape,
@@ -30,7 +30,8 @@ impl Bench {
     fn new() -> Self {
         let pattern = Pattern::new();
         let sums = PayloadSums::new(&pattern, 100);
-        let shape = Shape { worker: 0, component: 0, target_port: 443, mss: [1460, 1440], segment: 100, sums };
+        let shape =
+            Shape { worker: 0, component: 0, target_port: 443, mss: [1460, 1440], segment: 100, sums, resets: false };
         let (tx, rx) = ring(1 << 16);
         Self { shape, pattern, counters: Counters::default(), tx, rx, now_ms: 10, flow: Flow::new(false, false) }
     }
@@ -55,6 +56,11 @@ impl Bench {
             [Sent { seq: 1001, ack: PEER_ISS.wrapping_add(1), flags: flag::ACK, payload: vec![] }]
         );
         bench
+    }
+
+    /// Where in the pattern the flow's bytes begin.
+    fn start(&self) -> u64 {
+        self.flow.ends(&self.shape).key() % PERIOD as u64
     }
 
     fn act<T>(&mut self, action: impl FnOnce(&mut Flow, &Shape, &mut Link<'_>) -> T) -> T {
@@ -109,7 +115,7 @@ fn sends_within_the_window_only() {
     }
     let sent = bench.take();
     assert_eq!(sent.iter().map(|s| s.seq).collect::<Vec<_>>(), [1001, 1101]);
-    assert_eq!(sent[1].payload, bench.pattern.at(100, 100));
+    assert_eq!(sent[1].payload, bench.pattern.at(bench.start() + 100, 100));
     bench.receive(Bench::ack(1201, 250), b"");
     assert!(bench.flow.is_idle() && bench.flow.has_window(100));
     assert_eq!(bench.counters.payload, 200);
@@ -173,18 +179,22 @@ fn overtaken_segments_arrive_late_and_are_not_retransmissions() {
 #[test]
 fn data_is_acknowledged_once_a_batch_and_checked() {
     let mut bench = Bench::established(1000);
-    let good = bench.pattern.at(0, 50).to_vec();
+    let good = bench.pattern.at(bench.start(), 50).to_vec();
     let segment = Bench::ack(1001, 1000);
     assert_eq!(bench.receive(segment, &good), (Event::None, true));
     let next = Segment { seq: segment.seq.wrapping_add(50), ..segment };
-    let more = bench.pattern.at(50, 9).to_vec();
+    let more = bench.pattern.at(bench.start() + 50, 9).to_vec();
     assert_eq!(bench.receive(next, &more), (Event::None, false), "listed already");
     bench.acknowledge();
     assert_eq!(bench.take()[0].ack, PEER_ISS.wrapping_add(60));
     assert_eq!(bench.counters.corrupt, 0);
     let next = Segment { seq: segment.seq.wrapping_add(59), ..segment };
     bench.receive(next, b"wrong");
-    assert_eq!(bench.counters.corrupt, 1);
+    assert_eq!((bench.counters.corrupt, bench.counters.damage.corrupted), (1, 5));
+    bench.receive(segment, &good);
+    assert_eq!((bench.counters.repeated, bench.counters.gaps, bench.counters.payload_received), (1, 0, 64));
+    bench.receive(Segment { seq: segment.seq.wrapping_add(500), ..segment }, &good);
+    assert_eq!((bench.counters.repeated, bench.counters.gaps), (1, 1));
 }
 
 #[test]
