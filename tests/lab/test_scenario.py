@@ -52,7 +52,7 @@ def problems(text, overrides=None):
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_the_shipped_file_has_the_eight_scenarios_and_five_thresholds():
+def test_the_shipped_file_has_the_eight_scenarios_and_six_thresholds():
     file = load_scenarios(SHIPPED)
     names = [scenario.name for scenario in file.scenario]
     assert names == [
@@ -72,6 +72,7 @@ def test_the_shipped_file_has_the_eight_scenarios_and_five_thresholds():
         "p99",
         "goodput",
         "event_loop",
+        "integrity",
     ]
     for scenario in file.scenario:
         assert scenario.rate_pps >= scenario.reference.pps, "no less than the reference's rate"

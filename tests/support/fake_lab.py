@@ -55,6 +55,21 @@ class FakeLab:
         return json.dumps(tree)
 
 
+def truth() -> dict[str, Any]:
+    """Return what both ends say of a phase without a fault."""
+    streams = {"lost_bytes": 0, "corrupted_bytes": 0, "duplicated_bytes": 0}
+    datagrams = {"lost": 0, "corrupted": 0, "duplicated": 0, "reordered": 0}
+    return {
+        "streams_up": dict(streams),
+        "streams_down": dict(streams),
+        "datagrams_up": dict(datagrams),
+        "datagrams_down": dict(datagrams),
+        "lost_packets": 0,
+        "unaccounted": 0,
+        "faults": 0,
+    }
+
+
 def fake_labs(change: Change | None = None) -> Callable[[str], FakeLab]:
     return lambda spec_json: FakeLab(spec_json, change)
 
@@ -90,8 +105,13 @@ def model(spec: dict[str, Any]) -> dict[str, Any]:
         "intended": offered,
         "offered": offered,
         "forwarded": offered,
+        "dropped": 0,
+        "unsent": 0,
         "lost": 0,
         "lost_by_reason": {},
+        "truth": truth(),
+        "heap": {"left_bytes": 0},
+        "fds_left": 0,
         "invalid": None,
         "latency": distribution(3_000 * noise()),
         "undisturbed": distribution(2_900 * noise()),
