@@ -36,7 +36,7 @@ SECTIONS = [
 ]
 THRESHOLDS = (
     "| Scenario | CPU>85% sustained | RSS growth >1%/h | p99 >2x baseline | Goodput <90% baseline | "
-    "Event-loop >10ms | Status |"
+    "Event-loop >10ms | Integrity faults | Status |"
 )
 
 
