@@ -1,7 +1,7 @@
 //! The generator alone, against the null device, on one thread: nanoseconds of the generator a packet, replies
 //! included.
 //!
-//! `cargo bench -p t2s-io --bench generator`. The lab needs the generator to be twice as fast as a worker, 4 million
+//! `cargo bench -p t2s-lab --bench generator`. The lab needs the generator to be twice as fast as a worker, 4 million
 //! small packets/s: at most 250 ns a packet. Both ends take turns on this thread, and only the generator's iterations
 //! are timed, so that other load on the machine matters little; the median of slices is printed.
 
