@@ -488,6 +488,7 @@ t2s bench {shlex.quote(file)} --soak-seconds {FULL_SOAK_SECONDS} --out results-2
 WORDS = f"""## Terminology
 Intended: what the scenario asked for, packets/s; where back-pressure is the point, what the peer's window allows. \
 Offered: what the generator really sent; below {Lab.OFFERED_RATIO_MIN} of intended a round is invalid, not slow. \
-Forwarded: packets whose effect reached the other side. Lost: offered less forwarded after drain. Effect: the core has \
-done all that it can with the packet. Latency: from due time to effect. Service time: from dequeue to effect. \
-Goodput: payload bytes forwarded, and as a ratio of those offered. Event loop iteration: from wake to next wait."""
+Forwarded: offered less what the core dropped. Lost: unsent, or sent by one end and not received by the other. \
+Effect: the core has done all that it can with the packet. Latency: from due time to effect. Service time: from \
+dequeue to effect. Goodput: payload bytes forwarded, and as a ratio of those offered. Event loop iteration: \
+from wake to next wait."""

@@ -68,11 +68,11 @@ class TunnelConfig:
     socks_pipelining: Literal["auto", "on", "off"] | None = None
     """Send the SOCKS5 greeting and request in one segment."""
     dns: Literal["direct", "over-tcp", "fake-ip"] | None = None
-    """Carry DNS queries as datagrams like any other, or over TCP; or answer with made-up addresses for names."""
+    """Carry DNS queries as datagrams like any other, or over TCP; or answer with fake addresses for names."""
     fake_ip_v4: str | None = None
-    """The range of made-up IPv4 addresses, or `off`."""
+    """The range of fake IPv4 addresses, or `off`."""
     fake_ip_v6: str | None = None
-    """The range of made-up IPv6 addresses, or `off`."""
+    """The range of fake IPv6 addresses, or `off`."""
     dns_listen: str | None = None
     """Addresses at which the tunnel is a name server, with commas between; with `fake-ip` the first of each range."""
     dns_hijack: bool | None = None

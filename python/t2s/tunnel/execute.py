@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from t2s.tunnel.api import TunnelConfig
 
 DNS_SERVER = "9.9.9.9"
-"""Resolver that the command asks where none is set: Quad9, which keeps no addresses. With made-up addresses, the usual
+"""Resolver that the command asks where none is set: Quad9, which keeps no addresses. With fake addresses, the usual
 case, the tunnel answers in its place, and nobody asks it."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes for commands that cannot be started, as shells have them."""

@@ -34,7 +34,7 @@ pub enum DnsMode {
     Direct,
     /// They travel through the proxy over TCP (RFC 7766).
     OverTcp,
-    /// The tunnel answers those to its own address with made-up addresses; what connects to these is dialled by name.
+    /// The tunnel answers those to its own address with fake addresses; what connects to these is dialled by name.
     FakeIp,
 }
 

@@ -60,7 +60,7 @@ impl Range {
     }
 }
 
-/// One or two ranges of made-up addresses.
+/// One or two ranges of fake addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct FakeRanges {
     v4: Option<Range>,
@@ -115,7 +115,7 @@ impl FakeRanges {
     }
 }
 
-/// The names that have made-up addresses.
+/// The names that have fake addresses.
 #[derive(Debug)]
 pub struct FakePool {
     ranges: FakeRanges,
