@@ -158,7 +158,7 @@ LOAD_COLUMNS: tuple[Column, ...] = (
     Column("seconds", "s", Aggregate.SUM, "measured time of the load phase", at("seconds")),
     Column("intended", "packets", Aggregate.SUM, "what the scenario asked for", at("intended")),
     Column("offered", "packets", Aggregate.SUM, "what the generator really sent", at("offered")),
-    Column("forwarded", "packets", Aggregate.SUM, "packets whose effect reached the other side", at("forwarded")),
+    Column("forwarded", "packets", Aggregate.SUM, "offered less what the core dropped", at("forwarded")),
     Column("lost", "packets", Aggregate.SUM, "unsent, or sent by one end and not received by the other", at("lost")),
     Column("unsent", "packets", Aggregate.SUM, "intended, but the core took too few to send them", at("unsent")),
     Column("dropped", "packets", Aggregate.SUM, "dropped by the core's own count, by named reasons", at("dropped")),
